@@ -1,0 +1,91 @@
+"""Normalizing flows whose invertibility is proved and whose likelihoods say how exact they are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from contraflow import (
+    distributions,
+    errors,
+    evaluation,
+    flows,
+    lipschitz,
+    logdet,
+    nn,
+    solvers,
+    transforms,
+)
+from contraflow._version import __version__
+from contraflow.errors import (
+    ConfigurationError,
+    ContraflowError,
+    ConvergenceError,
+    DataError,
+    DivergenceError,
+    DtypeError,
+    LoadError,
+    NotContractiveError,
+    ShapeError,
+    SupportError,
+)
+from contraflow.evaluation import Certificate, Estimate, certify, estimate_log_prob
+from contraflow.flow import Flow, FlowDistribution
+from contraflow.jacobian import linearize
+from contraflow.kinds import Kind, Likelihood
+from contraflow.registry import register
+from contraflow.serialization import load
+from contraflow.solvers import Solution, solve
+from contraflow.transform import Inverse, Sequential, Transform
+
+if TYPE_CHECKING:
+    from contraflow.tasks import fit
+
+
+def __getattr__(name: str) -> Any:
+    # Training needs Lightning, an extra: it is imported when it is first asked for.
+    if name == "fit":
+        from contraflow.tasks import fit
+
+        return fit
+    raise AttributeError(f"module 'contraflow' has no attribute {name!r}")
+
+
+__all__ = [
+    "Certificate",
+    "ConfigurationError",
+    "ContraflowError",
+    "ConvergenceError",
+    "DataError",
+    "DivergenceError",
+    "DtypeError",
+    "Estimate",
+    "Flow",
+    "FlowDistribution",
+    "Inverse",
+    "Kind",
+    "Likelihood",
+    "LoadError",
+    "NotContractiveError",
+    "Sequential",
+    "ShapeError",
+    "Solution",
+    "SupportError",
+    "Transform",
+    "__version__",
+    "certify",
+    "distributions",
+    "errors",
+    "estimate_log_prob",
+    "evaluation",
+    "fit",
+    "flows",
+    "linearize",
+    "lipschitz",
+    "load",
+    "logdet",
+    "nn",
+    "register",
+    "solve",
+    "solvers",
+    "transforms",
+]

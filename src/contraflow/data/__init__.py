@@ -1,0 +1,18 @@
+"""Data sources: read, split, name columns; nothing else."""
+
+from contraflow.data.digits import Digits
+from contraflow.data.mnist import Mnist, read_idx
+from contraflow.data.planar import Planar
+from contraflow.data.splits import Part, Splits
+from contraflow.data.table import Table, read_table
+
+__all__ = [
+    "Digits",
+    "Mnist",
+    "Part",
+    "Planar",
+    "Splits",
+    "Table",
+    "read_idx",
+    "read_table",
+]

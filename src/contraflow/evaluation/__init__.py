@@ -1,0 +1,21 @@
+"""What a trained flow is worth: certificate, likelihood with errors, round trip."""
+
+from contraflow.evaluation.certificate import Certificate, certify
+from contraflow.evaluation.estimate import (
+    Estimate,
+    Evaluation,
+    estimate_log_prob,
+    evaluate_likelihood,
+)
+from contraflow.evaluation.round_trip import reconstruct, round_trip_error
+
+__all__ = [
+    "Certificate",
+    "Estimate",
+    "Evaluation",
+    "certify",
+    "estimate_log_prob",
+    "evaluate_likelihood",
+    "reconstruct",
+    "round_trip_error",
+]

@@ -1,0 +1,434 @@
+"""A flow: a bijection to latent space and a density there."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, constraints
+
+from contraflow.distributions.base import Base, StandardNormal
+from contraflow.errors import DtypeError, ShapeError, SupportError
+from contraflow.kinds import Kind, Likelihood
+from contraflow.logdet import LogDet
+from contraflow.registry import register
+from contraflow.solvers import Solution, Solver
+from contraflow.transform import Transform, apply_forward
+
+# Rows of one chunk: a dense Jacobian of D x D per row stays within this many numbers.
+_CHUNK_NUMBERS = 2**22
+
+
+@register
+class Flow(nn.Module):
+    """A density ``p(x | context) = base(f(x)) |det df/dx|``.
+
+    Args:
+        transform: bijection f from data to a flat latent vector ``[*B, D]``.
+        base: density of the latent vector; None for a standard normal.
+        event_shape: shape E of one x: ``(D,)`` or ``(C, H, W)``.
+        context: M, features of the context; 0 for an unconditional density.
+
+    Raises:
+        ShapeError: the transform does not take ``event_shape`` to the base's vector.
+
+    Example:
+        >>> from contraflow.transforms import Standardise
+        >>> flow = Flow(Standardise(2), event_shape=(2,))
+        >>> f"{flow.log_prob(torch.zeros(2)).item():.4f}"  # -ln(2 pi)
+        '-1.8379'
+        >>> flow.sample((3, 4)).shape
+        torch.Size([3, 4, 2])
+    """
+
+    def __init__(
+        self,
+        transform: Transform,
+        base: Base | None = None,
+        event_shape: Sequence[int] = (),
+        context: int = 0,
+    ) -> None:
+        super().__init__()
+        self.event_shape = torch.Size(event_shape)
+        self.context = context
+        latent = transform.latent_shape(self.event_shape)
+        if len(latent) != 1:
+            raise ShapeError(
+                f"Flow: the transform ends in events {tuple(latent)}; expected one flat vector "
+                "(append Reshape)."
+            )
+        self.transform = transform
+        self.base = base or StandardNormal(latent[0])
+        if self.base.features != latent[0]:
+            raise ShapeError(
+                f"Flow: the base has {self.base.features} features, the latent vector {latent[0]}."
+            )
+
+    @classmethod
+    def rebuild(
+        cls, transform: Transform, base: Base, event_shape: Sequence[int], context: int
+    ) -> Self:
+        """Assemble a flow of this class from its parts: what a saved file describes.
+
+        Recipes (``flows``) only choose the parts, so the parts are all that is saved.
+        """
+        flow = cls.__new__(cls)
+        Flow.__init__(flow, transform, base, event_shape, context)
+        return flow
+
+    # --- what it is ---------------------------------------------------------------------
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """Return kind and bias bound (nats per event) of ``log_prob`` in the current mode."""
+        return self.transform.likelihood(self.event_shape)
+
+    @property
+    def kind(self) -> Kind:
+        """Return the kind of ``log_prob`` in the current mode."""
+        return self.likelihood.kind
+
+    @property
+    def size(self) -> int:
+        """Return D, the entries of one x."""
+        return math.prod(self.event_shape)
+
+    def using(self, *, log_det: LogDet | None = None, solver: Solver | None = None) -> Self:
+        """Return a view with other strategies that shares every parameter and buffer.
+
+        Args:
+            log_det: strategy for every residual block, in both modes; None keeps theirs.
+            solver: root solver for every block; None keeps theirs.
+
+        Example:
+            >>> import contraflow as cf
+            >>> flow = cf.flows.ResidualFlow(2, transforms=1)
+            >>> view = flow.using(log_det=cf.logdet.PowerSeries(terms=5))
+            >>> flow.eval().kind.value, view.eval().kind.value
+            ('exact', 'truncated')
+        """
+        view = _shallow(self)
+        for module in view.modules():
+            if log_det is not None and hasattr(module, "log_det"):
+                module.log_det = log_det
+                module.eval_log_det = log_det
+            if solver is not None and hasattr(module, "solver"):
+                module.solver = solver
+        return view
+
+    # --- density ------------------------------------------------------------------------
+
+    def log_prob(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        noise: Any = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Return the log-density of ``[*B, *E]``, ``[*B]`` nats, of kind ``flow.kind``.
+
+        Args:
+            x: ``[*B, *E]`` in the data's own units; broadcasts against the context.
+            context: ``[*B, M]``.
+            noise: what ``draw_noise`` returned, for common random numbers; one batch.
+            generator: source of the noise otherwise; None for torch's global one.
+
+        Returns:
+            ``[*B]``; -inf outside the support. Large inputs are evaluated in chunks when no
+            gradient is wanted.
+
+        Raises:
+            ShapeError: shapes do not fit.
+            DtypeError: dtypes differ.
+        """
+        flat, flat_context, batch = self._flatten(x, context)
+        size = self._chunk_rows() if noise is None and not torch.is_grad_enabled() else len(flat)
+        if len(flat) <= size:
+            return self._log_prob(flat, flat_context, noise, generator).reshape(batch)
+        parts = [
+            self._log_prob(rows, given, None, generator)
+            for rows, given in _chunks(flat, flat_context, size)
+        ]
+        return torch.cat(parts).reshape(batch)
+
+    def _log_prob(
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        noise: Any,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        domain = self.transform.domain
+        inside = None
+        if not domain.unbounded:
+            inside = domain.contains(x, len(self.event_shape))
+            mask = inside.reshape(-1, *(1,) * len(self.event_shape))
+            x = torch.where(mask, x, domain.some_value())
+        if noise is None and self.transform.stochastic and not torch.compiler.is_compiling():
+            noise = self.transform.draw(x.shape, x, generator)
+        z, ladj = apply_forward(self.transform, x, context, noise)
+        log_prob = self.base.log_prob(z) + ladj
+        return log_prob if inside is None else torch.where(inside, log_prob, -math.inf)
+
+    def draw_noise(self, rows: int, generator: torch.Generator | None = None) -> Any:
+        """Draw what ``log_prob`` of ``rows`` flat rows needs, eagerly."""
+        shape = torch.Size((rows, *self.event_shape))
+        return self.transform.draw(shape, self._like(), generator)
+
+    def _chunk_rows(self) -> int:
+        return max(64, min(2**18, _CHUNK_NUMBERS // max(self.size, 1) ** 2))
+
+    # --- sampling -----------------------------------------------------------------------
+
+    def sample(
+        self,
+        shape: int | Sequence[int] = (),
+        context: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw ``[*shape, *C, *E]``; without gradient.
+
+        Args:
+            shape: sample shape; an integer n stands for ``(n,)``.
+            context: ``[*C, M]``.
+            generator: source of the base's randomness.
+
+        Raises:
+            ConvergenceError: a root missed its tolerance.
+        """
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        context = self._check_context(context)
+        batch = torch.Size(shape) + (torch.Size() if context is None else context.shape[:-1])
+        with torch.no_grad():
+            z = self.base.sample(batch, self._like(), generator).reshape(-1, self.base.features)
+            rows = None
+            if context is not None:
+                rows = context.expand(*batch, self.context).reshape(-1, self.context)
+            parts = [
+                self.transform.solve_inverse(part, given).check("sample").value
+                for part, given in _chunks(z, rows, self._chunk_rows())
+            ]
+        return torch.cat(parts).reshape(*batch, *self.event_shape)
+
+    def rsample_and_log_prob(
+        self,
+        shape: Sequence[int] = (),
+        context: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Draw differentiable samples and their log-density, with one inverse.
+
+        Raises:
+            ConvergenceError: a root missed its tolerance.
+        """
+        context = self._check_context(context)
+        batch = torch.Size(shape) + (torch.Size() if context is None else context.shape[:-1])
+        z = self.base.sample(batch, self._like(), generator).reshape(-1, self.base.features)
+        rows = None
+        if context is not None:
+            rows = context.expand(*batch, self.context).reshape(-1, self.context)
+        x, ladj = self.transform.inverse(z, rows)
+        log_prob = self.base.log_prob(z) - ladj
+        return x.reshape(*batch, *self.event_shape), log_prob.reshape(batch)
+
+    def solve_inverse(self, z: Tensor, context: Tensor | None = None) -> Solution:
+        """Invert latent rows ``[B, D]`` and tell how exact the answer is."""
+        return self.transform.solve_inverse(z, context)
+
+    def forward(self, context: Tensor | None = None) -> FlowDistribution:
+        """Return the distribution for a context ``[*C, M]``: batch shape C, event shape E."""
+        return FlowDistribution(self, self._check_context(context))
+
+    # --- preparation --------------------------------------------------------------------
+
+    def initialise_from(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Set every data-dependent parameter from a batch ``[*B, *E]``; once is enough."""
+        flat, flat_context, _ = self._flatten(x, context)
+        self.transform.initialise_from(flat, flat_context)
+
+    def enforce_bounds_(self) -> None:
+        """Rescale the weights so that the certificate holds; the density does not change."""
+        self.transform.enforce_bounds_()
+
+    def save(self, path: Any, *, metadata: dict[str, Any] | None = None) -> None:
+        """Write weights, configuration and certificate into one safetensors file."""
+        from contraflow.serialization import save
+
+        save(self, path, metadata=metadata)
+
+    # --- edges --------------------------------------------------------------------------
+
+    def _like(self) -> Tensor:
+        """Return some floating tensor of the flow: its dtype and device are the flow's."""
+        for tensor in (*self.parameters(), *self.buffers()):
+            if tensor.is_floating_point():
+                return tensor
+        return torch.empty(0)
+
+    def _check_context(self, context: Tensor | None) -> Tensor | None:
+        if (context is None) != (self.context == 0):
+            got = "no context" if context is None else f"a context of shape {tuple(context.shape)}"
+            expected = f"one of shape (*B, {self.context})" if self.context else "none"
+            raise ShapeError(f"flow: got {got}; expected {expected}.")
+        if context is not None:
+            if context.ndim == 0 or context.shape[-1] != self.context:
+                raise ShapeError(
+                    f"flow: got a context of shape {tuple(context.shape)}; expected "
+                    f"(*B, {self.context})."
+                )
+            self._check_dtype("context", context)
+        return context
+
+    def _check_dtype(self, name: str, x: Tensor) -> None:
+        like = self._like()
+        if x.dtype != like.dtype:
+            raise DtypeError(
+                f"flow: {name} is {x.dtype}, the flow {like.dtype}; convert the data with "
+                f"{name}.to({like.dtype}), or the flow with "
+                f"{'flow.double()' if x.dtype == torch.float64 else 'flow.float()'}."
+            )
+
+    def _flatten(
+        self, x: Tensor, context: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, torch.Size]:
+        """Check, broadcast x with the context, and flatten to one batch axis."""
+        dims = len(self.event_shape)
+        if x.shape[x.ndim - dims :] != self.event_shape or x.ndim < dims:
+            raise ShapeError(
+                f"flow: got x of shape {tuple(x.shape)}; expected (*B, "
+                f"{', '.join(map(str, self.event_shape))})."
+            )
+        if self.transform.domain.integer and not x.is_floating_point():
+            x = x.to(self._like().dtype)
+        self._check_dtype("x", x)
+        context = self._check_context(context)
+        batch = x.shape[: x.ndim - dims]
+        if context is not None:
+            batch = torch.broadcast_shapes(batch, context.shape[:-1])
+            context = context.expand(*batch, self.context).reshape(-1, self.context)
+            x = x.expand(*batch, *self.event_shape)
+        return x.reshape(-1, *self.event_shape), context, batch
+
+    def extra_repr(self) -> str:
+        """Return a summary, for ``print``."""
+        parameters = sum(p.numel() for p in self.parameters())
+        likelihood = self.likelihood
+        bound = f" (bias <= {likelihood.bias_bound:.1e} nats)" if likelihood.bias_bound else ""
+        mode = "training" if self.training else "evaluation"
+        return (
+            f"event_shape={tuple(self.event_shape)}, context={self.context}, "
+            f"parameters={parameters:,}, kind in {mode}: {likelihood.kind}{bound}"
+        )
+
+
+class FlowDistribution(Distribution):
+    """A flow at a context, as a ``torch.distributions.Distribution``.
+
+    Args:
+        flow: the flow.
+        context: ``[*C, M]`` or None; C becomes the batch shape.
+        validate_args: check that values lie in the support; None for torch's default. With
+            False, ``log_prob`` outside the support is -inf.
+    """
+
+    arg_constraints = {}  # noqa: RUF012 - torch.distributions' own convention
+    has_rsample = True
+
+    def __init__(
+        self,
+        flow: Flow,
+        context: Tensor | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.flow = flow
+        self.context = context
+        batch = torch.Size() if context is None else context.shape[:-1]
+        super().__init__(batch, flow.event_shape, validate_args=validate_args)
+
+    @property
+    def support(self) -> constraints.Constraint:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Return the set of x with positive density."""
+        return self.flow.transform.domain.constraint(len(self.event_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log-density, sample shape + batch shape.
+
+        Raises:
+            SupportError: a value lies outside the support (with ``validate_args``).
+            ShapeError: shapes do not fit.
+        """
+        value, context = self._broadcast(value)
+        if self._validate_args:
+            dims = len(self.event_shape)
+            inside = self.flow.transform.domain.contains(value, dims)
+            inside = inside & value.flatten(value.ndim - dims).isfinite().all(-1)
+            if not bool(inside.all()):
+                bad = int((~inside).sum())
+                raise SupportError(
+                    f"log_prob: {bad} of {inside.numel()} values lie outside the support "
+                    f"{self.support} or are not finite; expected values inside (validate_args="
+                    "False gives -inf instead)."
+                )
+        return self.flow.log_prob(value, context)
+
+    def _broadcast(self, value: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.context is None:
+            # An unconditional flow that was expanded has a batch shape to broadcast against.
+            batch = value.shape[: value.ndim - len(self.event_shape)]
+            full = torch.broadcast_shapes(batch, self.batch_shape)
+            return value.expand(*full, *self.event_shape), None
+        return value, self.context
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+        """Draw ``sample_shape + batch_shape + event_shape``, without gradient."""
+        shape = torch.Size(sample_shape)
+        if self.context is None:
+            return self.flow.sample(shape + self.batch_shape)
+        return self.flow.sample(shape, self.context)
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+        """Draw with gradients in the parameters, through the inverse."""
+        return self.rsample_and_log_prob(sample_shape)[0]
+
+    def rsample_and_log_prob(self, sample_shape: Any = torch.Size()) -> tuple[Tensor, Tensor]:  # noqa: B008
+        """Draw with gradients, and the log-density of the draws."""
+        shape = torch.Size(sample_shape)
+        if self.context is None:
+            return self.flow.rsample_and_log_prob(shape + self.batch_shape)
+        return self.flow.rsample_and_log_prob(shape, self.context)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> FlowDistribution:
+        """Return the distribution with a larger batch shape."""
+        batch = torch.Size(batch_shape)
+        context = self.context
+        if context is not None:
+            context = context.expand(*batch, context.shape[-1])
+        new = FlowDistribution(self.flow, context, validate_args=self._validate_args)
+        new._batch_shape = batch
+        return new
+
+
+def _chunks(
+    x: Tensor, context: Tensor | None, size: int
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    if len(x) == 0:
+        yield x, context
+    for start in range(0, len(x), size):
+        stop = start + size
+        yield x[start:stop], None if context is None else context[start:stop]
+
+
+def _shallow(module: Any) -> Any:
+    """Copy the module tree but not its parameters and buffers."""
+    twin = copy.copy(module)
+    twin.__dict__ = dict(module.__dict__)
+    twin._modules = {name: _shallow(child) for name, child in module._modules.items() if child}
+    twin._modules |= {name: None for name, child in module._modules.items() if child is None}
+    return twin

@@ -1,0 +1,218 @@
+"""Linear and convolutional layers whose norm is a function of their weights.
+
+``prepare`` divides the weight by its upper bound once a pass. It keeps no buffer, no cache
+and no hook, so a fused optimiser step, a ``.data`` write, an EMA swap or a compiled graph
+cannot leave a stale norm behind.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from contraflow.errors import ConfigurationError
+from contraflow.lipschitz.norms import (
+    MARGIN,
+    certified_conv_norm,
+    certified_norm,
+    conv_bound,
+    gram_bound,
+)
+
+
+class PreparedMap(Protocol):
+    """An affine map with fixed weights, and its linear part as an operator."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def mv(self, v: Tensor) -> Tensor:
+        """Apply the linear part."""
+        ...
+
+    def rmv(self, u: Tensor) -> Tensor:
+        """Apply the transpose of the linear part."""
+        ...
+
+    def shift(self, context: Tensor | None) -> Tensor:
+        """Return bias plus projected context ``[*B, N]``, shaped for the output."""
+        ...
+
+    def certified_norm(self) -> float:
+        """Return a proved bound of the linear part's norm (float64)."""
+        ...
+
+
+class PreparedLinear:
+    """``v -> v W^T`` on the last dimension."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        self.weight = weight
+        self.bias = bias
+
+    def mv(self, v: Tensor) -> Tensor:
+        """Map ``[*B, n]`` to ``[*B, m]``."""
+        return v @ self.weight.mT
+
+    def rmv(self, u: Tensor) -> Tensor:
+        """Map ``[*B, m]`` to ``[*B, n]``."""
+        return u @ self.weight
+
+    def shift(self, context: Tensor | None) -> Tensor:
+        """Return the bias ``[m]``, or with the context's share ``[*B, m]``."""
+        return self.bias if context is None else self.bias + context
+
+    def certified_norm(self) -> float:
+        """Return a proved bound of the norm, float64."""
+        return certified_norm(self.weight)
+
+
+class PreparedConv2d:
+    """A zero-padded stride-1 convolution ``[*B, c_in, H, W] -> [*B, c_out, H, W]``."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, size: tuple[int, int]) -> None:
+        self.weight = weight
+        self.bias = bias
+        self.size = size
+        self.padding = (weight.shape[2] // 2, weight.shape[3] // 2)
+
+    def mv(self, v: Tensor) -> Tensor:
+        """Map ``[*B, c_in, H, W]`` to ``[*B, c_out, H, W]``."""
+        flat = v.reshape(-1, *v.shape[-3:])
+        out = nn.functional.conv2d(flat, self.weight, padding=self.padding)
+        return out.reshape(*v.shape[:-3], *out.shape[1:])
+
+    def rmv(self, u: Tensor) -> Tensor:
+        """Map ``[*B, c_out, H, W]`` to ``[*B, c_in, H, W]``."""
+        flat = u.reshape(-1, *u.shape[-3:])
+        out = nn.functional.conv_transpose2d(flat, self.weight, padding=self.padding)
+        return out.reshape(*u.shape[:-3], *out.shape[1:])
+
+    def shift(self, context: Tensor | None) -> Tensor:
+        """Return ``[c_out, 1, 1]``, or with the context's share ``[*B, c_out, 1, 1]``."""
+        total = self.bias if context is None else self.bias + context
+        return total[..., None, None]
+
+    def certified_norm(self) -> float:
+        """Return a proved bound of the norm on images of ``size``, float64."""
+        return certified_conv_norm(self.weight, self.size)
+
+
+class LipschitzLinear(nn.Module):
+    """An affine layer whose matrix has spectral norm at most ``max_norm``.
+
+    Args:
+        in_features: n.
+        out_features: m.
+        max_norm: largest norm, dimensionless; smaller weights are left as they are.
+
+    Example:
+        >>> layer = LipschitzLinear(3, 2, max_norm=0.5)
+        >>> _ = layer.weight.data.fill_(7.0)
+        >>> bool(torch.linalg.matrix_norm(layer.prepare().weight, 2) <= 0.5)
+        True
+
+    Reference:
+        Behrmann et al. 2019, arXiv:1811.00995, section 2.1, with an upper bound in place of
+        power iteration.
+    """
+
+    def __init__(self, in_features: int, out_features: int, max_norm: float) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.max_norm = max_norm
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(out_features))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights as ``torch.nn.Linear`` does."""
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        _reset_bias(self.bias, self.in_features)
+
+    def norm_bound(self) -> Tensor:
+        """Return an upper bound of the raw weight's norm, scalar, differentiable."""
+        return gram_bound(self.weight)
+
+    def prepare(self) -> PreparedLinear:
+        """Normalise the weight for one pass; a pure function of the weight."""
+        return PreparedLinear(_limit(self.weight, self.norm_bound(), self.max_norm), self.bias)
+
+    def extra_repr(self) -> str:
+        """Return sizes and the norm, for ``print``."""
+        return f"{self.in_features}, {self.out_features}, max_norm={self.max_norm:.4g}"
+
+
+class LipschitzConv2d(nn.Module):
+    """A zero-padded, stride-1 convolution of norm at most ``max_norm`` on images of ``size``.
+
+    Args:
+        in_channels, out_channels: channels.
+        kernel_size: odd.
+        size: image height and width, pixels; the bound depends on it.
+        max_norm: largest norm, dimensionless.
+
+    Raises:
+        ConfigurationError: the kernel is even.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        size: tuple[int, int],
+        max_norm: float,
+    ) -> None:
+        super().__init__()
+        if kernel_size % 2 == 0 or kernel_size < 1:
+            raise ConfigurationError(
+                f"kernel_size={kernel_size}; expected an odd size such as 1, 3 or 5, so that "
+                "zero padding keeps the image's size."
+            )
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = kernel_size
+        self.size = (size[0], size[1])
+        self.max_norm = max_norm
+        self.weight = nn.Parameter(
+            torch.empty(out_channels, in_channels, kernel_size, kernel_size)
+        )
+        self.bias = nn.Parameter(torch.empty(out_channels))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights as ``torch.nn.Conv2d`` does."""
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        _reset_bias(self.bias, self.in_channels * self.kernel_size**2)
+
+    def norm_bound(self) -> Tensor:
+        """Return an upper bound of the raw kernel's norm, scalar, differentiable."""
+        return conv_bound(self.weight, self.size)
+
+    def prepare(self) -> PreparedConv2d:
+        """Normalise the kernel for one pass; a pure function of the kernel."""
+        weight = _limit(self.weight, self.norm_bound(), self.max_norm)
+        return PreparedConv2d(weight, self.bias, self.size)
+
+    def extra_repr(self) -> str:
+        """Return sizes and the norm, for ``print``."""
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
+            f"size={self.size}, max_norm={self.max_norm:.4g}"
+        )
+
+
+def _reset_bias(bias: Tensor, fan_in: int) -> None:
+    bound = 1 / math.sqrt(max(fan_in, 1))
+    nn.init.uniform_(bias, -bound, bound)
+
+
+def _limit(weight: Tensor, bound: Tensor, max_norm: float) -> Tensor:
+    """Shrink ``weight`` to ``max_norm`` where ``bound`` exceeds it."""
+    target = max_norm * (1 - MARGIN)
+    return weight * (target / bound.clamp_min(target))

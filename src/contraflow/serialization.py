@@ -1,0 +1,118 @@
+"""Saved flows: one safetensors file of weights and JSON, from which nothing executes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from contraflow import registry
+from contraflow._version import __version__
+from contraflow.errors import LoadError
+from contraflow.evaluation.certificate import certify
+from contraflow.flow import Flow
+
+FORMAT = 1  # raised when an older reader could not understand a newer file
+
+
+def save(flow: Flow, path: str | os.PathLike[str], *, metadata: dict[str, Any] | None = None) -> None:
+    """Write a flow into one file, atomically: beside the target first, then renamed.
+
+    Args:
+        flow: any flow whose parts are registered types.
+        path: target, usually ``*.safetensors``.
+        metadata: further JSON data to keep, returned by ``read_metadata``.
+
+    Raises:
+        ConfigurationError: a part is not registered.
+    """
+    header = {
+        "format": FORMAT,
+        "version": __version__,
+        "configuration": registry.configuration(flow),
+        "certificate": certify(flow).to_json(),
+        "metadata": metadata or {},
+    }
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in flow.state_dict().items()}
+    target = Path(path)
+    partial = target.with_name(target.name + ".partial")
+    try:
+        save_file(tensors, partial, {"contraflow": json.dumps(header, allow_nan=False)})
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load(path: str | os.PathLike[str], *, types: Iterable[type] = ()) -> Flow:
+    """Read a flow back, in ``eval()`` mode, with the dtype that it was saved in.
+
+    The structure is built without memory first and its shapes are compared with the file's,
+    so that a damaged or hostile header cannot allocate more than the file holds.
+
+    Args:
+        path: a file that ``save`` wrote.
+        types: classes of your own that the file names, if they are not registered.
+
+    Raises:
+        LoadError: the file is damaged, foreign, of a newer format, or names unknown types.
+
+    Example:
+        >>> import contraflow as cf
+        >>> flow = cf.flows.MAF(features=2, transforms=1)
+        >>> path = tmp_path / "flow.safetensors"
+        >>> flow.save(path)
+        >>> type(cf.load(path)).__name__
+        'MAF'
+    """
+    header, tensors = _read(path)
+    types = tuple(types)
+    with torch.device("meta"):
+        flow = registry.build(header["configuration"], types)
+    if not isinstance(flow, Flow):
+        raise LoadError(f"{path}: describes a {type(flow).__name__}; expected a Flow.")
+    expected = {name: tuple(tensor.shape) for name, tensor in flow.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if expected != found:
+        odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        raise LoadError(
+            f"{path}: tensor {odd[0]!r} has shape {found.get(odd[0])}; the configuration asks "
+            f"for {expected.get(odd[0])}. The file is damaged or from another version."
+        )
+    flow.load_state_dict(tensors, assign=True)
+    return flow.eval()
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return a saved flow's header: configuration, certificate, version, metadata."""
+    return _read(path)[0]
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    if not Path(path).is_file():
+        raise LoadError(f"{path}: no such file; expected one that flow.save wrote.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("contraflow")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise LoadError(f"{path}: not a readable safetensors file ({error}).") from error
+    if text is None:
+        raise LoadError(f"{path}: holds weights but no contraflow configuration.")
+    try:
+        header = json.loads(text)
+        known = isinstance(header, dict) and header["format"] <= FORMAT
+        header["configuration"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise LoadError(f"{path}: its contraflow header is damaged.") from error
+    if not known:
+        raise LoadError(
+            f"{path}: format {header.get('format')}; this version ({__version__}) reads up to "
+            f"{FORMAT}. Install a newer contraflow."
+        )
+    return header, tensors

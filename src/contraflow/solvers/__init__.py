@@ -1,0 +1,19 @@
+"""Roots: one driver, one stopping rule, one answer, one algorithm a file."""
+
+from contraflow.solvers.driver import Iterate, RowMap, Solver, default_atol, solve
+from contraflow.solvers.implicit import attach_root
+from contraflow.solvers.newton import Newton
+from contraflow.solvers.picard import Picard
+from contraflow.solvers.solution import Solution
+
+__all__ = [
+    "Iterate",
+    "Newton",
+    "Picard",
+    "RowMap",
+    "Solution",
+    "Solver",
+    "attach_root",
+    "default_atol",
+    "solve",
+]

@@ -1,0 +1,401 @@
+"""Bijections between data and latent space: the contract that every flow is built from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from contraflow.errors import ShapeError
+from contraflow.kinds import Likelihood
+from contraflow.registry import register
+from contraflow.solvers import Solution
+
+
+@dataclass(frozen=True)
+class BlockCertificate:
+    """What is proved of one transform.
+
+    Args:
+        name: its place in the flow.
+        lipschitz: proved bound L of its contractive branch; None for a closed form.
+        method: how L was proved, or "closed form".
+        forward: bound of Lip(f) on the data side; None where none is known.
+        inverse: bound of Lip(f^-1); None where none is known.
+        contractive: whether invertibility rests on ``lipschitz`` being below 1.
+    """
+
+    name: str
+    lipschitz: float | None = None
+    method: str = "closed form"
+    forward: float | None = None
+    inverse: float | None = None
+    contractive: bool = False
+
+
+@dataclass(frozen=True)
+class Domain:
+    """The set of one coordinate's values: the reals, an interval, or its integers.
+
+    Args:
+        low: smallest value.
+        high: largest value.
+        integer: whether only integers belong to it.
+
+    Example:
+        >>> Domain(0, 16, integer=True).contains(torch.tensor([[3.0, 16.0], [0.5, 1.0]]), 1)
+        tensor([ True, False])
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    integer: bool = False
+
+    @property
+    def unbounded(self) -> bool:
+        """Tell whether every finite value belongs to the domain."""
+        return math.isinf(self.low) and math.isinf(self.high) and not self.integer
+
+    def contains(self, x: Tensor, event_dim: int) -> Tensor:
+        """Tell which rows of ``[*B, *E]`` lie in the domain, ``[*B]``."""
+        inside = (x >= self.low) & (x <= self.high)
+        if self.integer:
+            inside = inside & (x == x.round())
+        return inside.flatten(-event_dim).all(-1) if event_dim else inside
+
+    def some_value(self) -> float:
+        """Return one value inside, to stand in for values outside."""
+        if self.integer or math.isinf(self.low) or math.isinf(self.high):
+            return self.low if math.isfinite(self.low) else 0.0
+        return (self.low + self.high) / 2
+
+    def constraint(self, event_dim: int) -> constraints.Constraint:
+        """Return the domain as a ``torch.distributions`` constraint."""
+        if self.unbounded:
+            base: constraints.Constraint = constraints.real
+        elif self.integer:
+            base = constraints.integer_interval(int(self.low), int(self.high))
+        else:
+            base = constraints.interval(self.low, self.high)
+        return constraints.independent(base, event_dim)
+
+
+class Transform(nn.Module):
+    """A bijection f from data x to latent z.
+
+    A subclass implements ``forward`` and ``inverse`` and sets ``event_dim``; everything else
+    has a default. Shapes: x is ``[*B, *E]`` with E the last ``event_dim`` dimensions; ladj is
+    ``[*B]``, ln|det dz/dx| in nats from ``forward`` and its negative from ``inverse``.
+
+    Attributes:
+        event_dim: dimensions of an event of x.
+        latent_event_dim: dimensions of an event of z.
+        stochastic: whether ``forward`` takes ``noise`` from ``draw``.
+    """
+
+    event_dim: int = 1
+    stochastic: bool = False
+
+    @property
+    def latent_event_dim(self) -> int:
+        """Return the dimensions of an event of z."""
+        return self.event_dim
+
+    @property
+    def domain(self) -> Domain:
+        """Return the set that each coordinate of x must lie in."""
+        return Domain()
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map data to latent: ``(z, ladj)``."""
+        raise NotImplementedError(f"{type(self).__name__}.forward")
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map latent to data: ``(x, ladj)``, ladj = ln|det dx/dz|.
+
+        Raises:
+            ConvergenceError: an iterative inverse missed its tolerance.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.inverse")
+
+    def solve_inverse(self, z: Tensor, context: Tensor | None = None) -> Solution:
+        """Map latent to data and tell how exact the answer is; never raises on a bad row."""
+        batch = z.shape[: z.ndim - self.latent_event_dim]
+        return Solution.closed_form(self.inverse(z, context)[0], batch)
+
+    def draw(
+        self, shape: torch.Size, like: Tensor, generator: torch.Generator | None = None
+    ) -> Any:
+        """Draw the noise for a flat batch ``[B, *E]``; None where nothing is random."""
+        return None
+
+    def latent_shape(self, shape: Sequence[int]) -> torch.Size:
+        """Return the event shape of z for the event shape of x.
+
+        Raises:
+            ShapeError: x cannot have this shape.
+        """
+        return torch.Size(shape)
+
+    def likelihood(self, shape: Sequence[int]) -> Likelihood:
+        """Tell how exact ladj is in the current mode, for an event shape."""
+        return Likelihood()
+
+    def certificates(self, name: str) -> list[BlockCertificate]:
+        """Return what is proved of this transform, in forward order."""
+        return [BlockCertificate(name)]
+
+    def initialise_from(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Set data-dependent parameters from a batch; the default has none."""
+
+    def enforce_bounds_(self) -> None:
+        """Rescale the weights so that the certificate holds; the default has no bound."""
+
+
+@register
+class Sequential(Transform):
+    """Apply transforms one after the other, in data-to-latent order.
+
+    Args:
+        transforms: any number of transforms, each taking what the previous one returns.
+
+    Example:
+        >>> from contraflow.transforms import Standardise
+        >>> chain = Sequential(Standardise(2), Standardise(2))
+        >>> len(chain), type(chain[:1]).__name__
+        (2, 'Sequential')
+    """
+
+    def __init__(self, *transforms: Transform) -> None:
+        super().__init__()
+        self._parts = nn.ModuleList(transforms)
+
+    @property
+    def transforms(self) -> tuple[Transform, ...]:
+        """Return the transforms, in forward order."""
+        return tuple(self)
+
+    def __iter__(self) -> Iterator[Transform]:
+        """Iterate in forward order."""
+        for part in self._parts:
+            assert isinstance(part, Transform)
+            yield part
+
+    def __len__(self) -> int:
+        """Return the number of transforms."""
+        return len(self._parts)
+
+    def __getitem__(self, index: int | slice) -> Transform:
+        """Return one transform, or a part of the chain that shares its parameters."""
+        parts = self.transforms[index]
+        return parts if isinstance(parts, Transform) else Sequential(*parts)
+
+    @property
+    def stochastic(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Tell whether any part is stochastic."""
+        return any(part.stochastic for part in self)
+
+    @property
+    def event_dim(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Return the first part's event_dim."""
+        return self.transforms[0].event_dim if len(self) else 1
+
+    @property
+    def latent_event_dim(self) -> int:
+        """Return the last part's latent_event_dim."""
+        return self.transforms[-1].latent_event_dim if len(self) else 1
+
+    @property
+    def domain(self) -> Domain:
+        """Return the first part's domain."""
+        return self.transforms[0].domain if len(self) else Domain()
+
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, *, noise: Any = None
+    ) -> tuple[Tensor, Tensor]:
+        """Map data to latent; ``noise`` holds one value for each part (see ``draw``)."""
+        ladj = x.new_zeros(x.shape[: x.ndim - self.event_dim])
+        for part, drawn in self._with_noise(noise):
+            x, part_ladj = apply_forward(part, x, context, drawn)
+            ladj = ladj + part_ladj
+        return x, ladj
+
+    def _with_noise(self, noise: Any) -> Iterator[tuple[Transform, Any]]:
+        values = (None,) * len(self) if noise is None else noise
+        return zip(self, values, strict=True)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map latent to data, last transform first."""
+        ladj = z.new_zeros(z.shape[: z.ndim - self.latent_event_dim])
+        for part in reversed(self.transforms):
+            z, part_ladj = part.inverse(z, context)
+            ladj = ladj + part_ladj
+        return z, ladj
+
+    def intermediates(
+        self, x: Tensor, context: Tensor | None = None, *, noise: Any = None
+    ) -> list[Tensor]:
+        """Return the output of every part; the last one is z."""
+        outputs = []
+        for part, drawn in self._with_noise(noise):
+            x, _ = apply_forward(part, x, context, drawn)
+            outputs.append(x)
+        return outputs
+
+    def solve_inverse(self, z: Tensor, context: Tensor | None = None) -> Solution:
+        """Invert part by part; error bounds of later parts grow by Lip(f_j^-1) of earlier ones.
+
+        The total is ``sum_i e_i prod_{j<i} Lip(f_j^-1)``, infinite where an earlier part has
+        no known bound.
+        """
+        solution = Solution.closed_form(z, z.shape[: z.ndim - self.latent_event_dim])
+        for part in reversed(self.transforms):
+            step = part.solve_inverse(solution.value, context)
+            carried = solution.then(step.value, self._stretch(part, solution.error_bound))
+            solution = Solution(
+                step.value,
+                carried.error_bound + step.error_bound,
+                torch.maximum(solution.residual, step.residual),
+                solution.steps + step.steps,
+                solution.converged & step.converged,
+            )
+        return solution
+
+    @staticmethod
+    def _stretch(part: Transform, error_bound: Tensor) -> float | None:
+        if not bool((error_bound > 0).any()):
+            return 0.0  # nothing to carry: spare the certificate
+        stretch = 1.0
+        for certificate in part.certificates(""):
+            if certificate.inverse is None:
+                return None
+            stretch *= certificate.inverse
+        return stretch
+
+    def draw(
+        self, shape: torch.Size, like: Tensor, generator: torch.Generator | None = None
+    ) -> Any:
+        """Draw the noise of every part for a flat batch ``[B, *E]``."""
+        batch, event = shape[:1], shape[1:]
+        noise = []
+        for part in self:
+            noise.append(part.draw(torch.Size(batch + event), like, generator))
+            event = part.latent_shape(event)
+        return tuple(noise) if any(item is not None for item in noise) else None
+
+    def latent_shape(self, shape: Sequence[int]) -> torch.Size:
+        """Return the event shape of z."""
+        for part in self:
+            shape = part.latent_shape(shape)
+        return torch.Size(shape)
+
+    def likelihood(self, shape: Sequence[int]) -> Likelihood:
+        """Compose the parts' likelihoods."""
+        parts = []
+        for part in self:
+            parts.append(part.likelihood(shape))
+            shape = part.latent_shape(shape)
+        return Likelihood.compose(parts)
+
+    def certificates(self, name: str) -> list[BlockCertificate]:
+        """Return the parts' certificates, numbered in forward order."""
+        prefix = f"{name}." if name else ""
+        found = []
+        for i, part in enumerate(self):
+            found += part.certificates(f"{prefix}{i}.{type(part).__name__}")
+        return found
+
+    def initialise_from(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Initialise every part from what the parts before it make of the batch."""
+        with torch.no_grad():
+            for part in self:
+                part.initialise_from(x, context)
+                x, _ = apply_forward(part, x, context, None)
+
+    def enforce_bounds_(self) -> None:
+        """Rescale every part so that its certificate holds."""
+        for part in self:
+            part.enforce_bounds_()
+
+
+def apply_forward(
+    part: Transform, x: Tensor, context: Tensor | None, noise: Any
+) -> tuple[Tensor, Tensor]:
+    """Call ``part.forward``, handing noise only to a part that declares itself stochastic."""
+    if part.stochastic:
+        return part(x, context, noise=noise)
+    return part(x, context)
+
+
+@register
+class Inverse(Transform):
+    """The same bijection in the other direction: forward and inverse change places.
+
+    Args:
+        transform: a bijection between events of the same shape.
+
+    Example:
+        >>> from contraflow.transforms import Standardise
+        >>> x = torch.randn(4, 2)
+        >>> z, ladj = Inverse(Inverse(Standardise(2)))(x)
+        >>> torch.equal(z, Standardise(2)(x)[0])
+        True
+    """
+
+    def __init__(self, transform: Transform) -> None:
+        super().__init__()
+        self.transform = transform
+
+    @property
+    def event_dim(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Return the inner transform's latent_event_dim."""
+        return self.transform.latent_event_dim
+
+    @property
+    def latent_event_dim(self) -> int:
+        """Return the inner transform's event_dim."""
+        return self.transform.event_dim
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Apply the inner inverse."""
+        return self.transform.inverse(x, context)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Apply the inner forward."""
+        return apply_forward(self.transform, z, context, None)
+
+    def latent_shape(self, shape: Sequence[int]) -> torch.Size:
+        """Return the same shape.
+
+        Raises:
+            ShapeError: the inner transform changes the shape.
+        """
+        if self.transform.latent_shape(shape) != torch.Size(shape):
+            raise ShapeError(
+                f"Inverse({type(self.transform).__name__}) of events {tuple(shape)}: expected a "
+                "transform that keeps the shape of an event."
+            )
+        return torch.Size(shape)
+
+    def likelihood(self, shape: Sequence[int]) -> Likelihood:
+        """Return the inner transform's likelihood."""
+        return self.transform.likelihood(shape)
+
+    def certificates(self, name: str) -> list[BlockCertificate]:
+        """Return the inner certificates with the two directions exchanged."""
+        return [
+            replace(c, forward=c.inverse, inverse=c.forward)
+            for c in reversed(self.transform.certificates(name))
+        ]
+
+    def initialise_from(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Do nothing: inner statistics would belong to the other side."""
+
+    def enforce_bounds_(self) -> None:
+        """Rescale the inner transform."""
+        self.transform.enforce_bounds_()

@@ -1,0 +1,28 @@
+"""Bijections, one family a file."""
+
+from contraflow.transforms.actnorm import ActNorm
+from contraflow.transforms.autoregressive import Autoregressive
+from contraflow.transforms.coupling import Coupling
+from contraflow.transforms.dequantise import UniformDequantise
+from contraflow.transforms.elementwise import Logit, Reshape, Standardise
+from contraflow.transforms.linear import LULinear
+from contraflow.transforms.multiscale import FactorOut, SplitPrior, Squeeze
+from contraflow.transforms.residual import ResidualBlock
+from contraflow.transforms.scalar import Affine, ScalarTransformer
+
+__all__ = [
+    "ActNorm",
+    "Affine",
+    "Autoregressive",
+    "Coupling",
+    "FactorOut",
+    "LULinear",
+    "Logit",
+    "Reshape",
+    "ResidualBlock",
+    "ScalarTransformer",
+    "SplitPrior",
+    "Squeeze",
+    "Standardise",
+    "UniformDequantise",
+]
