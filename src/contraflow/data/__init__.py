@@ -3,7 +3,7 @@
 from contraflow.data.digits import Digits
 from contraflow.data.mnist import Mnist, read_idx
 from contraflow.data.planar import Planar
-from contraflow.data.splits import Part, Splits
+from contraflow.data.splits import Part, Source, Splits
 from contraflow.data.table import Table, read_table
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Mnist",
     "Part",
     "Planar",
+    "Source",
     "Splits",
     "Table",
     "read_idx",

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import torch
 
-from contraflow.data.splits import Part, Splits
+from contraflow.data.splits import Part, Source, Splits
 from contraflow.errors import DataError
 
 
 @dataclass(frozen=True)
-class Digits:
+class Digits(Source):
     """1,797 images of 8 x 8 pixels in 17 grey levels: 1,257 / 180 / 360 rows.
 
     x is float32 ``[N, 1, 8, 8]`` and holds the integers 0 to 16. The test rows, then the

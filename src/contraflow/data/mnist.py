@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from contraflow.data.root import data_root
-from contraflow.data.splits import Part, Splits
+from contraflow.data.splits import Part, Source, Splits
 from contraflow.errors import ConfigurationError, DataError
 
 _TRAIN, _TEST = "train-images-idx3-ubyte", "t10k-images-idx3-ubyte"
@@ -24,7 +24,7 @@ _WANTED = (
 
 
 @dataclass(frozen=True)
-class Mnist:
+class Mnist(Source):
     """60,000 and 10,000 images of 28 x 28 pixels in 256 grey levels.
 
     x stays uint8 ``[N, 1, 28, 28]``: 47 MB instead of 188. Pad nothing and repeat no channel:

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
-from contraflow.data.splits import Part, Splits
+from contraflow.data.splits import Part, Source, Splits
 from contraflow.distributions.planar import planar_set
 from contraflow.errors import ConfigurationError
 
 
 @dataclass(frozen=True)
-class Planar:
+class Planar(Source):
     """Independent draws from one of the 2-D sets, float32.
 
     The test part is drawn first and the training part last, from one generator, so asking for

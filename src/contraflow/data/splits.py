@@ -114,6 +114,18 @@ class Splits:
         return 0 if self.train.context is None else self.train.context.shape[1]
 
 
+class Source:
+    """A data set that can be read and split; every set here is a frozen dataclass of options."""
+
+    def load(self) -> Splits:
+        """Read the data.
+
+        Raises:
+            DataError: the data are missing or malformed.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.load")
+
+
 def _summary(tensor: Tensor | None) -> str:
     if tensor is None:
         return "None"

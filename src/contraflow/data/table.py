@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from contraflow.data.splits import Part, Splits
+from contraflow.data.splits import Part, Source, Splits
 from contraflow.errors import ConfigurationError, DataError, nearest
 
 
 @dataclass(frozen=True)
-class Table:
+class Table(Source):
     """Rows of a CSV or NPY file, shuffled and split, float32, in their own units.
 
     Standardising is the flow's first transform, not ours: it must be saved with the flow.

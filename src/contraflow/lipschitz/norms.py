@@ -46,6 +46,7 @@ def gram_bound(weight: Tensor, steps: int = GRAM_STEPS) -> Tensor:
         bound, gram = _gram_iteration(narrow, steps)
         right = _leading_column(gram)  # [n]
         left = narrow @ right
+        left = left / left.abs().max().clamp_min(torch.finfo(left.dtype).tiny)
         left = left / left.norm().clamp_min(torch.finfo(left.dtype).tiny)
     estimate = left @ (narrow @ right)
     return bound + (estimate - estimate.detach())
@@ -54,8 +55,10 @@ def gram_bound(weight: Tensor, steps: int = GRAM_STEPS) -> Tensor:
 def _gram_iteration(weight: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """Return the bound ``[*G]`` and the last Gram matrix ``[*G, n, n]``, scaled."""
     tiny = torch.finfo(weight.dtype).tiny
-    gram = weight
-    log_scale = weight.real.new_zeros(weight.shape[:-2])
+    # Entries of at most 1: squares of 1e30 would overflow, and logarithms of it lose digits.
+    top = weight.abs().amax((-2, -1)).clamp_min(tiny)
+    gram = weight / top[..., None, None]
+    log_scale = torch.zeros_like(top)
     for _ in range(steps):
         scale = torch.linalg.matrix_norm(gram).clamp_min(tiny)
         gram = gram / scale[..., None, None]
@@ -63,7 +66,7 @@ def _gram_iteration(weight: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         log_scale = 2 * (log_scale + torch.log(scale))
     # sigma <= exp(2^-t (l + ln |G_t|_F))
     exponent = (log_scale + torch.log(torch.linalg.matrix_norm(gram).clamp_min(tiny))) / 2**steps
-    return torch.exp(exponent), gram
+    return top * torch.exp(exponent), gram
 
 
 def _leading_column(gram: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ class UniformDequantise(Transform):
 
     def certificates(self, name: str) -> list[BlockCertificate]:
         """Return no Lipschitz bound: rounding has none."""
-        return [BlockCertificate(name, method="dequantisation")]
+        return [BlockCertificate(name, method="closed form (rounds down)")]
 
     def extra_repr(self) -> str:
         """Return the number of levels, for ``print``."""

@@ -13,7 +13,7 @@ from contraflow.errors import NotContractiveError, ShapeError
 from contraflow.jacobian import Jacobian, linearize
 from contraflow.kinds import Likelihood
 from contraflow.lipschitz import Branch, PreparedBranch
-from contraflow.logdet import Exact, LogDet, NestedRoulette, PowerSeries
+from contraflow.logdet import Exact, LogDet, NestedRoulette, Roulette
 from contraflow.registry import register
 from contraflow.solvers import Newton, Picard, Solution, Solver, attach_root, solve
 from contraflow.transform import BlockCertificate, Transform
@@ -25,8 +25,8 @@ def default_log_det(size: int) -> LogDet:
 
 
 def default_eval_log_det(size: int) -> LogDet:
-    """Return the evaluation strategy for D = ``size``: exact where affordable."""
-    return Exact() if size <= 128 else PowerSeries(bias=1e-5)
+    """Return the evaluation strategy for D = ``size``: exact where affordable, else unbiased."""
+    return Exact() if size <= 128 else Roulette(exact_terms=10)
 
 
 def default_solver(size: int) -> Solver:

@@ -1,0 +1,74 @@
+"""The command line: ``contraflow COMMAND``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from contraflow._version import __version__
+from contraflow.errors import (
+    ContraflowError,
+    ConvergenceError,
+    DivergenceError,
+    nearest,
+)
+
+COMMANDS = {
+    "presets": "list the models that can be trained by name",
+    "train": "train a preset, a YAML file or a table",
+    "evaluate": "likelihood of held-out data, with kind and errors",
+    "sample": "draw samples into a picture or a table",
+    "certify": "prove the Lipschitz bound of every block",
+    "report": "write report.html",
+}
+
+_USAGE = (
+    "usage: contraflow COMMAND [options]\n\n"
+    "Normalizing flows with certified invertibility.\n\ncommands:\n"
+    + "".join(f"  {name:<10}{text}\n" for name, text in COMMANDS.items())
+    + "\ncontraflow COMMAND --help shows the options of one.\n"
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0 for success, 2 for a wrong call or bad input, 1 for a failed run, 130 when
+        interrupted.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(_USAGE, end="")
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(f"contraflow {__version__}")
+        return 0
+    command = words.pop(0)
+    if command not in COMMANDS:
+        return _complain(f"no command {command!r}{nearest(command, COMMANDS)}\n\n{_USAGE}", 2)
+    try:
+        # A command imports what it needs and no more: certify does not wait for Lightning.
+        return importlib.import_module(f"contraflow.cli.{command}").run(words)
+    except (ConvergenceError, DivergenceError) as error:
+        return _complain(str(error), 1)
+    except ContraflowError as error:
+        return _complain(str(error), 2)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("contraflow"):
+            raise
+        return _complain(
+            f"the command {command!r} needs the package {error.name!r}; install the extra: "
+            "pip install 'contraflow[train]'.",
+            2,
+        )
+    except OSError as error:
+        return _complain(f"{error.filename or ''}: {error.strerror or error}", 1)
+    except KeyboardInterrupt:
+        return _complain("interrupted", 130)
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"contraflow: {message}", file=sys.stderr)
+    return code

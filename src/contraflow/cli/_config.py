@@ -1,0 +1,102 @@
+"""Configurations: presets, YAML files and their overrides, parsed by jsonargparse."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+
+import contraflow.data
+import contraflow.flows  # noqa: F401 - makes the short class names known
+from contraflow.data import Source, Splits
+from contraflow.errors import ConfigurationError, nearest
+from contraflow.flow import Flow
+
+PRESETS = Path(__file__).parent.parent / "presets"
+
+
+def preset_names() -> list[str]:
+    """Return the names of the presets that ship with the package."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def preset_path(name: str) -> Path:
+    """Return the YAML file of a preset, or the file itself if ``name`` is one.
+
+    Raises:
+        ConfigurationError: neither exists.
+    """
+    if name.endswith((".yaml", ".yml")):
+        if not Path(name).is_file():
+            raise ConfigurationError(f"{name}: no such file.")
+        return Path(name)
+    path = PRESETS / f"{name}.yaml"
+    if not path.is_file():
+        raise ConfigurationError(
+            f"no preset {name!r}{nearest(name, preset_names()) or '.'} Known: "
+            f"{', '.join(preset_names())}. Or name a YAML file."
+        )
+    return path
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """Return a preset as plain data."""
+    return yaml.safe_load(preset_path(name).read_text())
+
+
+def add_model_and_data(parser: ArgumentParser) -> None:
+    """Add the options that name the flow and its data."""
+    parser.add_argument("--config", action=ActionConfigFile, help="a YAML file of options")
+    parser.add_argument("--description", type=str, default="", help="what the run is")
+    parser.add_argument(
+        "--reproduces", type=str | None, default=None, help="row of a paper's table, if any"
+    )
+    parser.add_subclass_arguments(
+        Flow, "model", skip={"transform", "base", "event_shape"}, help="the flow"
+    )
+    parser.add_subclass_arguments(Source, "data", help="the data")
+
+
+def data_source(config: Any, data_root: str | None = None) -> Source:
+    """Build the data source of a configuration.
+
+    Raises:
+        ConfigurationError: the configuration is not valid.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Source, "data")
+    try:
+        namespace = parser.parse_object({"data": config})
+    except Exception as error:  # jsonargparse raises its own and argparse's types
+        raise ConfigurationError(f"data: {error}") from error
+    set_data_root(namespace, data_root)
+    return parser.instantiate_classes(namespace).data
+
+
+def set_data_root(namespace: Namespace, data_root: str | None) -> None:
+    """Put ``--data-root`` where the data source expects it."""
+    arguments = namespace.data.get("init_args")
+    if data_root is None or arguments is None:
+        return
+    if "root" in arguments:
+        arguments["root"] = os.fspath(data_root)
+
+
+def fit_model_to_data(model: Namespace, splits: Splits) -> None:
+    """Fill in what the data decide and the configuration leaves open: shape, levels, context."""
+    arguments = model.get("init_args")
+    if arguments is None:
+        return
+    event = splits.event_shape
+    if arguments.get("features") is None and arguments.get("shape") is None:
+        if len(event) == 1:
+            arguments["features"] = event[0]
+        elif "shape" in arguments:
+            arguments["shape"] = list(event)
+    if "num_bins" in arguments and arguments["num_bins"] is None:
+        arguments["num_bins"] = splits.num_bins
+    if splits.context_features and not arguments.get("context"):
+        arguments["context"] = splits.context_features

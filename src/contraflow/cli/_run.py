@@ -1,0 +1,113 @@
+"""A run's folder: where its parts lie and how they are read back."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from contraflow.data import Splits
+from contraflow.errors import ConfigurationError, nearest
+from contraflow.flow import Flow
+from contraflow.serialization import load, read_metadata
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder of one training run.
+
+    Args:
+        folder: ``OUT/NAME``.
+    """
+
+    folder: Path
+
+    @property
+    def config(self) -> Path:
+        """Return the complete configuration."""
+        return self.folder / "config.yaml"
+
+    @property
+    def model(self) -> Path:
+        """Return the weights."""
+        return self.folder / "model.safetensors"
+
+    @property
+    def certificate(self) -> Path:
+        """Return the certificate."""
+        return self.folder / "certificate.json"
+
+    @property
+    def evaluation(self) -> Path:
+        """Return the last evaluation."""
+        return self.folder / "evaluation.json"
+
+    @property
+    def metrics(self) -> Path:
+        """Return the training curves."""
+        return self.folder / "metrics.csv"
+
+    def flow(self) -> Flow:
+        """Load the model, in ``eval()`` mode."""
+        return load(self.model)
+
+    def settings(self) -> dict[str, Any]:
+        """Read the configuration as plain data.
+
+        Raises:
+            ConfigurationError: it is missing or not YAML.
+        """
+        try:
+            settings = yaml.safe_load(self.config.read_text())
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigurationError(f"{self.config}: cannot be read ({error}).") from error
+        if not isinstance(settings, dict):
+            raise ConfigurationError(f"{self.config}: expected a mapping of options.")
+        return settings
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what training wrote into the model file: command, environment, columns."""
+        return read_metadata(self.model)["metadata"]
+
+    def splits(self, data_root: str | None = None) -> Splits:
+        """Load the data that the run was trained on."""
+        from contraflow.cli._config import data_source
+
+        return data_source(self.settings().get("data"), data_root).load()
+
+
+def open_run(path: str | os.PathLike[str]) -> Run:
+    """Return an existing run.
+
+    Raises:
+        ConfigurationError: there is no such folder, or it holds no model.
+    """
+    run = Run(Path(path))
+    if not run.folder.is_dir():
+        siblings = [p.name for p in run.folder.parent.glob("*")] if run.folder.parent.is_dir() else []
+        raise ConfigurationError(
+            f"{run.folder}: no such run folder{nearest(run.folder.name, siblings)}"
+        )
+    if not run.model.is_file():
+        raise ConfigurationError(
+            f"{run.folder}: holds no model.safetensors; was the training finished? "
+            "Go on with: contraflow train ... --resume."
+        )
+    return run
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON beside the target, then rename; NaN and infinity are refused."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    os.replace(partial, path)
+
+
+def as_input(x: torch.Tensor, flow: Flow) -> torch.Tensor:
+    """Return data in the flow's dtype."""
+    return x.to(next(flow.parameters()).dtype)

@@ -1,0 +1,7 @@
+"""Training: Lightning does the loop, these are its tasks."""
+
+from contraflow.tasks.density import DensityTask, Optimisation
+from contraflow.tasks.loaders import SplitsModule
+from contraflow.tasks.training import fit, train
+
+__all__ = ["DensityTask", "Optimisation", "SplitsModule", "fit", "train"]

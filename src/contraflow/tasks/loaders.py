@@ -1,0 +1,105 @@
+"""Batches of splits held in memory, in an order that is a function of (seed, epoch)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from contraflow.data import Part, Splits
+
+_EVALUATION_ROWS = 1024
+
+
+class _Rows(Dataset):
+    """A part that is indexed with a list of rows and returns ``(x, context)``."""
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    def __getitem__(self, index: list[int]) -> tuple[Tensor, ...]:
+        x = self.part.x[index]
+        return (x,) if self.part.context is None else (x, self.part.context[index])
+
+
+class Batches(Sampler[list[int]]):
+    """Lists of row numbers: a fresh permutation an epoch, or the rows in order.
+
+    Args:
+        rows: number of rows.
+        batch_size: rows a batch; with ``seed`` the incomplete last batch is dropped, unless
+            it is the only one.
+        seed: seed of the permutations; None for the rows in order.
+    """
+
+    def __init__(self, rows: int, batch_size: int, seed: int | None = None) -> None:
+        self.rows = rows
+        self.batch_size = min(batch_size, rows)
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch's permutation; Lightning calls this."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.rows // self.batch_size if self.seed is not None else -(
+            -self.rows // self.batch_size
+        )
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = torch.arange(self.rows)
+        if self.seed is not None:
+            generator = torch.Generator().manual_seed(mix_seed(self.seed, self.epoch))
+            order = torch.randperm(self.rows, generator=generator)
+        for batch in range(len(self)):
+            yield order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
+
+
+def mix_seed(*numbers: int) -> int:
+    """Return one seed for a tuple of small numbers, different for different tuples.
+
+    Example:
+        >>> mix_seed(0, 1) != mix_seed(1, 0)
+        True
+    """
+    mixed = 0x9E3779B97F4A7C15
+    for number in numbers:
+        # The finaliser of splitmix64 (Steele et al. 2014), folded over the numbers.
+        mixed = (mixed + number) * 0xBF58476D1CE4E5B9 % 2**64
+        mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB % 2**64
+        mixed ^= mixed >> 31
+    return mixed % 2**63
+
+
+class SplitsModule(pl.LightningDataModule):
+    """Lightning's view of ``Splits``.
+
+    Args:
+        splits: the data.
+        batch_size: rows of a training batch; shrinks to the training rows.
+        seed: seed of the order.
+    """
+
+    def __init__(self, splits: Splits, batch_size: int = 256, seed: int = 0) -> None:
+        super().__init__()
+        self.splits = splits
+        self.batch_size = batch_size
+        self.seed = seed
+
+    def _loader(self, part: Part, sampler: Batches) -> DataLoader:
+        return DataLoader(_Rows(part), sampler=sampler, batch_size=None)
+
+    def train_dataloader(self) -> DataLoader:
+        part = self.splits.train
+        return self._loader(part, Batches(len(part), self.batch_size, self.seed))
+
+    def val_dataloader(self) -> DataLoader:
+        part = self.splits.validation
+        return self._loader(part, Batches(len(part), _EVALUATION_ROWS))

@@ -1,0 +1,205 @@
+"""Fit a flow with Lightning's Trainer and keep the best weights of the validation."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+import warnings
+from contextlib import contextmanager
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from torch import Tensor
+
+from contraflow.data import Part, Splits
+from contraflow.errors import DataError
+from contraflow.flow import Flow
+from contraflow.tasks.density import DensityTask, Optimisation, WarmAverage, unwrap
+from contraflow.tasks.loaders import SplitsModule, mix_seed
+
+
+class ValidationLines(Callback):
+    """One line on standard error at each validation, where no progress bar can be shown."""
+
+    def __init__(self) -> None:
+        self.start = time.monotonic()
+        self.best = float("inf")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        metrics = trainer.callback_metrics
+        value = float(metrics.get("val/loss", float("nan")))
+        self.best = min(self.best, value)
+        training = float(metrics.get("train/loss", float("nan")))
+        print(
+            f"epoch {trainer.current_epoch:4d}  step {trainer.global_step:7d}  "
+            f"train {training:8.4f}  validation {value:8.4f}  best {self.best:8.4f}  "
+            f"{time.monotonic() - self.start:6.0f} s",
+            file=sys.stderr,
+        )
+
+
+def train(
+    flow: Flow,
+    splits: Splits,
+    folder: Path,
+    *,
+    optimisation: Optimisation | None = None,
+    seed: int = 0,
+    trainer: dict[str, Any] | None = None,
+    loggers: Any = False,
+    resume: bool = False,
+) -> pl.Trainer:
+    """Fit ``flow`` in place; afterwards it holds the best validated weights, in ``eval()``.
+
+    Args:
+        flow: initialised from the training rows unless ``resume``.
+        splits: the data.
+        folder: where ``checkpoints/`` is written.
+        optimisation: settings.
+        seed: seed of order and noise.
+        trainer: arguments of ``lightning.pytorch.Trainer``.
+        loggers: Lightning loggers, or False.
+        resume: go on from ``checkpoints/last.ckpt``.
+
+    Returns:
+        The trainer, whose ``interrupted`` tells of Ctrl-C.
+
+    Raises:
+        DivergenceError: the loss became NaN or infinite.
+        DataError: nothing to resume.
+    """
+    settings = optimisation or Optimisation()
+    checkpoints = folder / "checkpoints"
+    last = checkpoints / "last.ckpt"
+    if resume and not last.is_file():
+        raise DataError(f"{last}: no checkpoint to resume from; train without --resume.")
+    flow.train()
+    if not resume:
+        _initialise(flow, splits.train, settings.initial_rows, seed)
+    best = ModelCheckpoint(
+        checkpoints, filename="best", monitor="val/loss", save_last=True, enable_version_counter=False
+    )
+    callbacks: list[Callback] = [best]
+    if settings.ema_decay > 0:
+        callbacks.append(WarmAverage(settings.ema_decay))
+    if settings.patience is not None:
+        callbacks.append(EarlyStopping("val/loss", patience=settings.patience))
+    progress = sys.stderr.isatty()
+    if not progress:
+        callbacks.append(ValidationLines())
+    data = SplitsModule(splits, settings.batch_size, seed)
+    arguments: dict[str, Any] = {
+        "max_epochs": -1,
+        "gradient_clip_val": 1.0,
+        "enable_progress_bar": progress,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "log_every_n_steps": min(50, len(data.train_dataloader())),
+        "logger": loggers,
+        "default_root_dir": str(folder),
+    }
+    arguments |= {key: value for key, value in (trainer or {}).items() if value is not None}
+    with _quiet():
+        runner = pl.Trainer(callbacks=callbacks, **arguments)
+        task = DensityTask(flow, settings, seed)
+        runner.fit(task, datamodule=data, ckpt_path=str(last) if resume else None)
+    if best.best_model_path:
+        state = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
+        flow.load_state_dict(unwrap(state["state_dict"]))
+    flow.enforce_bounds_()
+    flow.eval()
+    return runner
+
+
+def _initialise(flow: Flow, part: Part, rows: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(mix_seed(seed, 3))
+    index = torch.randperm(len(part), generator=generator)[:rows]
+    like = next(flow.parameters())
+    context = None if part.context is None else part.context[index].to(like)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(mix_seed(seed, 4))
+        flow.initialise_from(part.x[index].to(like), context)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence advice of Lightning's that does not apply to data held in memory."""
+    with warnings.catch_warnings():
+        for message in (
+            ".*does not have many workers",
+            "GPU available but not used",
+            ".*treespec, LeafSpec.*",
+            "Experiment logs directory .* exists and is not empty",
+            "Checkpoint directory .* exists and is not empty",
+        ):
+            warnings.filterwarnings("ignore", message)
+        yield
+
+
+def fit(
+    flow: Flow,
+    x: Tensor,
+    context: Tensor | None = None,
+    *,
+    validation: float = 0.1,
+    max_epochs: int = 200,
+    max_time: timedelta | str | None = None,
+    seed: int = 0,
+    **settings: Any,
+) -> Flow:
+    """Fit a flow to rows in one line: early stopping, EMA, the best weights kept.
+
+    Args:
+        flow: any flow; trained in place and returned in ``eval()`` mode.
+        x: ``[N, *E]``, data units, of the flow's dtype.
+        context: ``[N, M]``.
+        validation: share of the rows, chosen at random, that decides when to stop.
+        max_epochs: most passes over the data.
+        max_time: wall-clock limit, as ``timedelta`` or ``"DD:HH:MM:SS"``.
+        seed: seed of split, order and noise.
+        **settings: fields of ``Optimisation``.
+
+    Raises:
+        DataError: too few rows, or values that are not finite.
+        DivergenceError: the loss became NaN or infinite.
+
+    Example:
+        >>> import contraflow as cf
+        >>> flow = cf.flows.MAF(features=2, transforms=1, hidden_features=(8,))
+        >>> _ = fit(flow, torch.randn(64, 2), max_epochs=1)
+        >>> flow.log_prob(torch.zeros(2)).isfinite().item()
+        True
+    """
+    if len(x) < 2:
+        raise DataError(f"fit: got {len(x)} rows; expected 2 or more.")
+    for name, values in (("x", x), ("context", context)):
+        if values is not None and not bool(values.isfinite().all()):
+            row = int((~values.isfinite()).reshape(len(values), -1).any(1).nonzero()[0])
+            raise DataError(f"fit: row {row} of {name} is not finite; remove or impute it.")
+    flow.log_prob(x[:1], None if context is None else context[:1])  # shapes and dtypes
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    held = max(1, round(validation * len(x)))
+
+    def part(index: Tensor) -> Part:
+        return Part(x[index], None if context is None else context[index])
+
+    held_out, rest = part(order[:held]), part(order[held:])
+    splits = Splits("fit", rest, held_out, held_out)
+    with tempfile.TemporaryDirectory() as folder:
+        train(
+            flow,
+            splits,
+            Path(folder),
+            optimisation=Optimisation(**settings),
+            seed=seed,
+            trainer={"max_epochs": max_epochs, "max_time": max_time},
+        )
+    return flow
