@@ -288,7 +288,7 @@ class Flow(nn.Module):
 
     def _check_dtype(self, name: str, x: Tensor) -> None:
         like = self._like()
-        if x.dtype != like.dtype:
+        if like.numel() and x.dtype != like.dtype:  # without weights, any dtype will do
             raise DtypeError(
                 f"flow: {name} is {x.dtype}, the flow {like.dtype}; convert the data with "
                 f"{name}.to({like.dtype}), or the flow with "
@@ -311,7 +311,13 @@ class Flow(nn.Module):
         context = self._check_context(context)
         batch = x.shape[: x.ndim - dims]
         if context is not None:
-            batch = torch.broadcast_shapes(batch, context.shape[:-1])
+            try:
+                batch = torch.broadcast_shapes(batch, context.shape[:-1])
+            except RuntimeError:
+                raise ShapeError(
+                    f"flow: x has batch shape {tuple(batch)}, the context "
+                    f"{tuple(context.shape[:-1])}; expected shapes that broadcast."
+                ) from None
             context = context.expand(*batch, self.context).reshape(-1, self.context)
             x = x.expand(*batch, *self.event_shape)
         return x.reshape(-1, *self.event_shape), context, batch
@@ -338,7 +344,7 @@ class FlowDistribution(Distribution):
             False, ``log_prob`` outside the support is -inf.
     """
 
-    arg_constraints = {}  # noqa: RUF012 - torch.distributions' own convention
+    arg_constraints = {}  # noqa: RUF012  # pyright: ignore
     has_rsample = True
 
     def __init__(
@@ -386,18 +392,18 @@ class FlowDistribution(Distribution):
             return value.expand(*full, *self.event_shape), None
         return value, self.context
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """Draw ``sample_shape + batch_shape + event_shape``, without gradient."""
         shape = torch.Size(sample_shape)
         if self.context is None:
             return self.flow.sample(shape + self.batch_shape)
         return self.flow.sample(shape, self.context)
 
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """Draw with gradients in the parameters, through the inverse."""
         return self.rsample_and_log_prob(sample_shape)[0]
 
-    def rsample_and_log_prob(self, sample_shape: Any = torch.Size()) -> tuple[Tensor, Tensor]:  # noqa: B008
+    def rsample_and_log_prob(self, sample_shape: Any = torch.Size()) -> tuple[Tensor, Tensor]:
         """Draw with gradients, and the log-density of the draws."""
         shape = torch.Size(sample_shape)
         if self.context is None:
@@ -415,9 +421,7 @@ class FlowDistribution(Distribution):
         return new
 
 
-def _chunks(
-    x: Tensor, context: Tensor | None, size: int
-) -> Iterator[tuple[Tensor, Tensor | None]]:
+def _chunks(x: Tensor, context: Tensor | None, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
     if len(x) == 0:
         yield x, context
     for start in range(0, len(x), size):

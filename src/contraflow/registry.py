@@ -35,7 +35,7 @@ def register(cls: T) -> T:
         ...         self.factor = factor
         >>> configuration(Halver())
         {'type': 'Halver', 'factor': 0.5}
-        >>> build({'type': 'Halver', 'factor': 0.25}).factor
+        >>> build({"type": "Halver", "factor": 0.25}).factor
         0.25
     """
     known = _TYPES.get(cls.__name__)
@@ -139,11 +139,12 @@ def _build(config: Any, known: dict[str, type]) -> Any:
     if unknown:
         raise LoadError(
             f"{name} takes no argument {unknown[0]!r}"
-            f"{nearest(unknown[0], list(parameters)) or '.'} The file may come from another version."
+            f"{nearest(unknown[0], list(parameters)) or '.'} The file may come from another "
+            "version."
         )
     rest = [key for key, item in parameters.items() if item.kind is item.VAR_POSITIONAL]
     positional = arguments.pop(rest[0], ()) if rest else ()
     try:
         return constructor(*positional, **arguments)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # a damaged or hostile file may hold arguments of any kind
         raise LoadError(f"{name} refused its saved arguments: {error}") from error

@@ -21,7 +21,9 @@ from contraflow.flow import Flow
 FORMAT = 1  # raised when an older reader could not understand a newer file
 
 
-def save(flow: Flow, path: str | os.PathLike[str], *, metadata: dict[str, Any] | None = None) -> None:
+def save(
+    flow: Flow, path: str | os.PathLike[str], *, metadata: dict[str, Any] | None = None
+) -> None:
     """Write a flow into one file, atomically: beside the target first, then renamed.
 
     Args:
@@ -44,6 +46,7 @@ def save(flow: Flow, path: str | os.PathLike[str], *, metadata: dict[str, Any] |
     partial = target.with_name(target.name + ".partial")
     try:
         save_file(tensors, partial, {"contraflow": json.dumps(header, allow_nan=False)})
+        os.chmod(partial, 0o666 & ~_umask())
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
@@ -79,10 +82,11 @@ def load(path: str | os.PathLike[str], *, types: Iterable[type] = ()) -> Flow:
     expected = {name: tuple(tensor.shape) for name, tensor in flow.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if expected != found:
-        odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        names = sorted(expected.keys() | found.keys())
+        odd = next(name for name in names if expected.get(name) != found.get(name))
         raise LoadError(
-            f"{path}: tensor {odd[0]!r} has shape {found.get(odd[0])}; the configuration asks "
-            f"for {expected.get(odd[0])}. The file is damaged or from another version."
+            f"{path}: tensor {odd!r} has shape {found.get(odd)}; the configuration asks "
+            f"for {expected.get(odd)}. The file is damaged or from another version."
         )
     flow.load_state_dict(tensors, assign=True)
     return flow.eval()
@@ -99,7 +103,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, torch
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get("contraflow")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError, ValueError) as error:
         raise LoadError(f"{path}: not a readable safetensors file ({error}).") from error
     if text is None:
@@ -108,7 +112,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, torch
         header = json.loads(text)
         known = isinstance(header, dict) and header["format"] <= FORMAT
         header["configuration"]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise LoadError(f"{path}: its contraflow header is damaged.") from error
     if not known:
         raise LoadError(
@@ -116,3 +120,10 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, torch
             f"{FORMAT}. Install a newer contraflow."
         )
     return header, tensors
+
+
+def _umask() -> int:
+    """Return the process's file mask; safetensors creates files that only the owner can read."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -101,6 +101,10 @@ class Transform(nn.Module):
     event_dim: int = 1
     stochastic: bool = False
 
+    def __init__(self) -> None:
+        # Without arguments of its own: nn.Module's *args would be taken for a configuration.
+        super().__init__()
+
     @property
     def latent_event_dim(self) -> int:
         """Return the dimensions of an event of z."""

@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+import jsonargparse
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace
 
 import contraflow.data
 import contraflow.flows  # noqa: F401 - makes the short class names known
@@ -49,7 +50,8 @@ def read_preset(name: str) -> dict[str, Any]:
 
 def add_model_and_data(parser: ArgumentParser) -> None:
     """Add the options that name the flow and its data."""
-    parser.add_argument("--config", action=ActionConfigFile, help="a YAML file of options")
+    from_file = jsonargparse.ActionConfigFile  # pyright: ignore[reportPrivateImportUsage]
+    parser.add_argument("--config", action=from_file, help="a YAML file of options")
     parser.add_argument("--description", type=str, default="", help="what the run is")
     parser.add_argument(
         "--reproduces", type=str | None, default=None, help="row of a paper's table, if any"
@@ -73,7 +75,14 @@ def data_source(config: Any, data_root: str | None = None) -> Source:
     except Exception as error:  # jsonargparse raises its own and argparse's types
         raise ConfigurationError(f"data: {error}") from error
     set_data_root(namespace, data_root)
-    return parser.instantiate_classes(namespace).data
+    return instantiate(parser, data=namespace.data)
+
+
+def instantiate(parser: ArgumentParser, **group: Any) -> Any:
+    """Build the one object that a group of options describes."""
+    (name,) = group
+    built = parser.instantiate_classes(Namespace(**group))
+    return built[name]
 
 
 def set_data_root(namespace: Namespace, data_root: str | None) -> None:

@@ -89,9 +89,9 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     """
     run = Run(Path(path))
     if not run.folder.is_dir():
-        siblings = [p.name for p in run.folder.parent.glob("*")] if run.folder.parent.is_dir() else []
+        siblings = [path.name for path in run.folder.parent.glob("*")]
         raise ConfigurationError(
-            f"{run.folder}: no such run folder{nearest(run.folder.name, siblings)}"
+            f"{run.folder}: no such run folder{nearest(run.folder.name, siblings) or '.'}"
         )
     if not run.model.is_file():
         raise ConfigurationError(

@@ -12,7 +12,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from contraflow import certify
@@ -20,6 +20,7 @@ from contraflow._version import __version__
 from contraflow.cli._config import (
     add_model_and_data,
     fit_model_to_data,
+    instantiate,
     preset_path,
     set_data_root,
 )
@@ -30,7 +31,7 @@ from contraflow.flow import Flow
 from contraflow.report import save_samples
 from contraflow.tasks import Optimisation, train
 
-_OURS = {  # arguments of Trainer that the run's folder decides
+_OURS: set[str | int] = {  # arguments of Trainer that the run's folder decides
     "logger", "callbacks", "default_root_dir", "fast_dev_run", "barebones", "enable_checkpointing",
 }  # fmt: skip
 
@@ -53,10 +54,10 @@ def run(words: Sequence[str]) -> int:
             "with --resume."
         )
     set_data_root(options, options.data_root)
-    splits = parser.instantiate_classes(Namespace(data=options.data)).data.load()
+    splits = instantiate(parser, data=options.data).load()
     fit_model_to_data(options.model, splits)
     torch.manual_seed(options.seed)
-    flow = parser.instantiate_classes(Namespace(model=options.model)).model
+    flow = instantiate(parser, model=options.model)
     optimisation = Optimisation(**vars(options.optimisation))
     folder.folder.mkdir(parents=True, exist_ok=True)
     parser.save(options, str(folder.config), overwrite=True, skip_none=False)

@@ -11,6 +11,7 @@ from contraflow.transforms import (
     ActNorm,
     FactorOut,
     Logit,
+    MarginalSpline,
     Reshape,
     SplitPrior,
     Squeeze,
@@ -39,7 +40,11 @@ def event_shape_of(features: int | None, shape: Sequence[int] | None) -> tuple[i
 
 
 def preprocessing(
-    event: Sequence[int], num_bins: int | None, alpha: float, value_range: tuple[float, float]
+    event: Sequence[int],
+    num_bins: int | None,
+    alpha: float,
+    value_range: tuple[float, float],
+    marginals: int = 0,
 ) -> list[Transform]:
     """Return the first transforms: from data units to the whole real line.
 
@@ -48,13 +53,23 @@ def preprocessing(
         num_bins: levels of integer data, for dequantisation and logit; None for real data.
         alpha: edge of the logit.
         value_range: interval of real-valued images.
+        marginals: knots of a spline that makes every marginal Gaussian; 0 for none.
     """
-    dims = len(event)
-    if num_bins is not None:
-        return [UniformDequantise(num_bins, dims), Logit(0.0, float(num_bins), alpha, dims)]
-    if dims == 1:
-        return [Standardise(event[0])]
-    return [Logit(*value_range, alpha, dims)]
+    dims, size = len(event), math.prod(event)
+    parts: list[Transform]
+    bound = 5.0  # standard deviations
+    if num_bins is None and dims == 1:
+        parts = [Standardise(size)]
+    else:
+        low, high = (0.0, float(num_bins)) if num_bins is not None else value_range
+        parts = [UniformDequantise(num_bins, dims)] if num_bins is not None else []
+        parts.append(Logit(low, high, alpha, dims))
+        bound = 1.01 * math.log((1 - alpha) / alpha)  # the logit's range
+    if marginals:
+        spline = MarginalSpline(size, marginals, bound)
+        flat = (size,)
+        parts += [spline] if dims == 1 else [Reshape(event, flat), spline, Reshape(flat, event)]
+    return parts
 
 
 def pyramid(

@@ -86,10 +86,10 @@ class _LogAbsDet(torch.autograd.Function):
         return torch.linalg.slogdet(matrix).logabsdet
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # noqa: ANN001
+    def setup_context(ctx, inputs, output) -> None:
         ctx.save_for_backward(inputs[0])
 
     @staticmethod
-    def backward(ctx, *grad_outputs: Tensor) -> Tensor:  # noqa: ANN001
+    def backward(ctx, *grad_outputs: Tensor) -> Tensor:
         (matrix,) = ctx.saved_tensors
         return grad_outputs[0][..., None, None] * torch.linalg.inv(matrix).mT

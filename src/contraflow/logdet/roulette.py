@@ -33,6 +33,7 @@ class _TailLaw:
     decay: float
     exact_terms: int
     defence: float
+    probes: int
 
     def __post_init__(self) -> None:
         name = type(self).__name__
@@ -45,6 +46,8 @@ class _TailLaw:
                 f"{name}: defence={self.defence}; expected a share in (0, 1]: without the "
                 "defensive tail the variance may be infinite."
             )
+        if self.probes < 1:
+            raise ConfigurationError(f"{name}: probes={self.probes}; expected 1 or more.")
 
     def survival(self, lipschitz: float, length: int) -> Tensor:
         """Return ``P(term k is taken)``, k = 1 ... ``length``, float64, non-increasing."""

@@ -11,7 +11,7 @@ from contraflow.errors import ConfigurationError
 from contraflow.jacobian import Jacobian
 from contraflow.kinds import Kind, Likelihood
 from contraflow.logdet._neumann import Noise, Terms, series_log_det
-from contraflow.logdet._strategy import event_size, rademacher, terms_for_bias, truncation_bound
+from contraflow.logdet._strategy import rademacher, terms_for_bias, truncation_bound
 from contraflow.registry import register
 
 

@@ -52,8 +52,15 @@ class RowMap(Protocol):
 class Solver(Protocol):
     """One algorithm: a frozen dataclass with a tolerance and a step."""
 
-    atol: float | None
-    max_steps: int | None
+    @property
+    def atol(self) -> float | None:
+        """Return the largest accepted |x - x*|; None for the dtype's default."""
+        ...
+
+    @property
+    def max_steps(self) -> int | None:
+        """Return the most evaluations of f; None for Banach's limit."""
+        ...
 
     def step(self, f: Callable[[Tensor], Tensor], state: Iterate) -> Tensor:
         """Propose the next iterate ``[R, *E]``; the driver checks it."""
@@ -127,9 +134,10 @@ def _solve(
         # A row is done when its residual proves atol, or when rounding is all that is left:
         # in exact arithmetic no contraction's residual could stall.
         ulps = torch.finfo(x.dtype).eps * (_row_norm(x, event_dim) + start)
-        rounded = (last <= _FLOOR_ULPS * ulps) | (
-            (last <= _STALL_ULPS * ulps) & (stalled >= _STALL_STEPS)
-        )
+        stuck = stalled >= _STALL_STEPS
+        if solver.max_steps is None and count >= limit:  # Banach's steps are all taken
+            stuck = torch.ones_like(stuck)
+        rounded = (last <= _FLOOR_ULPS * ulps) | ((last <= _STALL_ULPS * ulps) & stuck)
         done = (last <= (1 - lipschitz) * atol) | rounded
         value[active], residual[active], steps[active] = x, last, count
         floor[active], converged[active] = _FLOOR_ULPS * ulps, done

@@ -16,9 +16,7 @@ from contraflow.solvers.driver import Solver, solve
 from contraflow.solvers.picard import Picard
 
 
-def attach_root(
-    root: Tensor, gap: Tensor, jacobian: Jacobian, *, lipschitz: float
-) -> Tensor:
+def attach_root(root: Tensor, gap: Tensor, jacobian: Jacobian, *, lipschitz: float) -> Tensor:
     """Return ``root`` with the gradient of the implicit function.
 
     Args:
@@ -38,25 +36,31 @@ class _Adjoint(torch.autograd.Function):
     """The zero correction; backward applies ``(I + J^T)^{-1}``, once differentiable."""
 
     @staticmethod
-    def forward(ctx, gap: Tensor, jacobian: Jacobian, lipschitz: float) -> Tensor:  # noqa: ANN001
+    def forward(ctx, gap: Tensor, jacobian: Jacobian, lipschitz: float) -> Tensor:
         ctx.jacobian, ctx.lipschitz = jacobian, lipschitz
         return torch.zeros_like(gap)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN001
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx, *grad_outputs: Tensor
+    ) -> tuple[Tensor, None, None]:
+        (grad,) = grad_outputs
         jacobian: Jacobian = ctx.jacobian
-        size = grad.flatten(1).norm(dim=1).max().item() if grad.numel() else 0.0
-        eps = torch.finfo(grad.dtype).eps
-        solver: Solver = Picard(atol=max(size, torch.finfo(grad.dtype).tiny) * eps * 100)
+        # The system is linear: each row is solved at scale 1, so that its tolerance is relative
+        # to its own gradient whatever its neighbours' weights are.
+        eps, tiny = torch.finfo(grad.dtype).eps, torch.finfo(grad.dtype).tiny
+        scale = grad.abs().amax(tuple(range(1, grad.ndim)), keepdim=True).clamp_min(tiny)
+        unit = grad / scale
+        solver: Solver = Picard(atol=100 * eps)
         solution = solve(
-            _Transposed(jacobian, grad),
-            grad,
+            _Transposed(jacobian, unit),
+            unit,
             solver,
             lipschitz=ctx.lipschitz,
             event_dim=jacobian.event_dim,
         )
-        return solution.check("adjoint of the inverse").value, None, None
+        return solution.check("adjoint of the inverse").value * scale, None, None
 
 
 class _Transposed:

@@ -34,7 +34,9 @@ class Solution:
         """Wrap a value that needed no iteration."""
         zeros = value.new_zeros(batch)
         steps = torch.zeros(batch, dtype=torch.long, device=value.device)
-        finite = value.reshape(*batch, -1).isfinite().all(-1)
+        finite = value.isfinite()
+        if value.ndim > len(batch):
+            finite = finite.flatten(len(batch)).all(-1)
         return Solution(value, zeros, zeros, steps, finite)
 
     def check(self, name: str) -> Solution:

@@ -83,9 +83,7 @@ class DensityTask(pl.LightningModule):
         DivergenceError: in training, when the loss is not finite.
     """
 
-    def __init__(
-        self, flow: Flow, optimisation: Optimisation | None = None, seed: int = 0
-    ) -> None:
+    def __init__(self, flow: Flow, optimisation: Optimisation | None = None, seed: int = 0) -> None:
         super().__init__()
         self.flow = flow
         self.optimisation = optimisation or Optimisation()
@@ -95,8 +93,9 @@ class DensityTask(pl.LightningModule):
             self.scale = 1 / (flow.size * math.log(2))
 
     def _loss(self, batch: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
-        context = batch[1] if len(batch) > 1 else None
-        return -self.flow.log_prob(batch[0], context, generator=generator).mean() * self.scale
+        x, *context = batch
+        given = context[0] if context else None
+        return -self.flow.log_prob(x, given, generator=generator).mean() * self.scale
 
     def _generator(self, *numbers: int) -> torch.Generator:
         return torch.Generator(self.device).manual_seed(mix_seed(self.seed, *numbers))
@@ -163,4 +162,3 @@ def unwrap(task_state: dict[str, Tensor]) -> dict[str, Tensor]:
         for name, value in task_state.items()
         if name.startswith("flow.")
     }
-

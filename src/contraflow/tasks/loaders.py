@@ -49,8 +49,10 @@ class Batches(Sampler[list[int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.rows // self.batch_size if self.seed is not None else -(
-            -self.rows // self.batch_size
+        return (
+            self.rows // self.batch_size
+            if self.seed is not None
+            else -(-self.rows // self.batch_size)
         )
 
     def __iter__(self) -> Iterator[list[int]]:

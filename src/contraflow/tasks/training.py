@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import tempfile
 import time
 import warnings
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,11 @@ def train(
     if not resume:
         _initialise(flow, splits.train, settings.initial_rows, seed)
     best = ModelCheckpoint(
-        checkpoints, filename="best", monitor="val/loss", save_last=True, enable_version_counter=False
+        checkpoints,
+        filename="best",
+        monitor="val/loss",
+        save_last=True,
+        enable_version_counter=False,
     )
     callbacks: list[Callback] = [best]
     if settings.ema_decay > 0:
@@ -132,6 +137,9 @@ def _initialise(flow: Flow, part: Part, rows: int, seed: int) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence advice of Lightning's that does not apply to data held in memory."""
+    console = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    level = console.level
+    console.setLevel(logging.WARNING)
     with warnings.catch_warnings():
         for message in (
             ".*does not have many workers",
@@ -141,7 +149,10 @@ def _quiet() -> Iterator[None]:
             "Checkpoint directory .* exists and is not empty",
         ):
             warnings.filterwarnings("ignore", message)
-        yield
+        try:
+            yield
+        finally:
+            console.setLevel(level)
 
 
 def fit(

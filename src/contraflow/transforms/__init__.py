@@ -6,9 +6,11 @@ from contraflow.transforms.coupling import Coupling
 from contraflow.transforms.dequantise import UniformDequantise
 from contraflow.transforms.elementwise import Logit, Reshape, Standardise
 from contraflow.transforms.linear import LULinear
+from contraflow.transforms.marginal import MarginalSpline
 from contraflow.transforms.multiscale import FactorOut, SplitPrior, Squeeze
 from contraflow.transforms.residual import ResidualBlock
 from contraflow.transforms.scalar import Affine, ScalarTransformer
+from contraflow.transforms.spline import RationalQuadratic
 
 __all__ = [
     "ActNorm",
@@ -18,6 +20,8 @@ __all__ = [
     "FactorOut",
     "LULinear",
     "Logit",
+    "MarginalSpline",
+    "RationalQuadratic",
     "Reshape",
     "ResidualBlock",
     "ScalarTransformer",

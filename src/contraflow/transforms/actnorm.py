@@ -30,6 +30,8 @@ class ActNorm(Transform):
         Kingma & Dhariwal 2018, arXiv:1807.03039, section 3.1.
     """
 
+    initialised: Tensor
+
     def __init__(self, features: int, event_dim: int = 1) -> None:
         super().__init__()
         if event_dim not in (1, 3):

@@ -49,7 +49,8 @@ class Autoregressive(Transform):
         order: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        if order is not None and sorted(order) != list(range(features)):
+        # Lengths first: a hostile file may name a number of features that no list can hold.
+        if order is not None and (len(order) != features or sorted(order) != [*range(features)]):
             raise ConfigurationError(
                 f"Autoregressive: order {tuple(order)}; expected a permutation of 0 ... "
                 f"{features - 1}."

@@ -27,6 +27,10 @@ class Standardise(Transform):
         1.0
     """
 
+    mean: Tensor
+    std: Tensor
+    initialised: Tensor
+
     def __init__(self, features: int) -> None:
         super().__init__()
         self.features = features
@@ -60,9 +64,7 @@ class Standardise(Transform):
     def certificates(self, name: str) -> list[BlockCertificate]:
         """Return the extreme scales."""
         std = self.std.double()
-        return [
-            BlockCertificate(name, forward=1 / std.min().item(), inverse=std.max().item())
-        ]
+        return [BlockCertificate(name, forward=1 / std.min().item(), inverse=std.max().item())]
 
 
 @register

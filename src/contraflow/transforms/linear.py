@@ -28,6 +28,10 @@ class LULinear(Transform):
         arXiv:1801.09819, section 3.2.
     """
 
+    sign: Tensor
+    permutation: Tensor
+    initialised: Tensor
+
     def __init__(self, features: int, whiten: bool = False) -> None:
         super().__init__()
         self.features = features

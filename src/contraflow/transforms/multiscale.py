@@ -32,12 +32,19 @@ class Squeeze(Transform):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the squeezed image; ladj is 0."""
-        self.latent_shape(x.shape[-3:])
-        return nn.functional.pixel_unshuffle(x, 2), x.new_zeros(x.shape[:-3])
+        channels, height, width = self.latent_shape(x.shape[-3:])
+        # torch.nn.functional.pixel_unshuffle(x, 2), which refuses an empty batch.
+        patches = x.reshape(*x.shape[:-3], channels // 4, height, 2, width, 2)
+        z = patches.movedim((-3, -1), (-4, -3)).reshape(*x.shape[:-3], channels, height, width)
+        return z, x.new_zeros(x.shape[:-3])
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the full-size image; ladj is 0."""
-        return nn.functional.pixel_shuffle(z, 2), z.new_zeros(z.shape[:-3])
+        channels, height, width = z.shape[-3:]
+        patches = z.reshape(*z.shape[:-3], channels // 4, 2, 2, height, width)
+        x = patches.movedim((-4, -3), (-3, -1))
+        x = x.reshape(*z.shape[:-3], channels // 4, 2 * height, 2 * width)
+        return x, z.new_zeros(z.shape[:-3])
 
     def latent_shape(self, shape: Sequence[int]) -> torch.Size:
         """Return ``(4C, H/2, W/2)``.
@@ -150,7 +157,7 @@ class FactorOut(Transform):
             factored, prior_ladj = self.prior(factored, kept)
             ladj = ladj + prior_ladj
         batch = x.shape[:-3]
-        parts = [inner.reshape(*batch, -1), factored.reshape(*batch, -1)]
+        parts = [inner.flatten(len(batch)), factored.flatten(len(batch))]
         return torch.cat(parts, -1), ladj
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
