@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 import contraflow.data
 import contraflow.flows  # noqa: F401 - makes the short class names known
 from contraflow.data import Source, Splits
-from contraflow.errors import ConfigurationError, nearest
+from contraflow.errors import ConfigurationError, ContraflowError, nearest
 from contraflow.flow import Flow
 
 PRESETS = Path(__file__).parent.parent / "presets"
@@ -81,8 +81,14 @@ def data_source(config: Any, data_root: str | None = None) -> Source:
 def instantiate(parser: ArgumentParser, **group: Any) -> Any:
     """Build the one object that a group of options describes."""
     (name,) = group
-    built = parser.instantiate_classes(Namespace(**group))
-    return built[name]
+    try:
+        return parser.instantiate(Namespace(**group))[name]
+    except ValueError as error:
+        # jsonargparse wraps what a constructor raises; our own message is the one to show.
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, ContraflowError):
+            cause = cause.__cause__ or cause.__context__
+        raise cause or ConfigurationError(f"{name}: {error}") from None
 
 
 def set_data_root(namespace: Namespace, data_root: str | None) -> None:

@@ -60,7 +60,7 @@ def run(words: Sequence[str]) -> int:
     flow = instantiate(parser, model=options.model)
     optimisation = Optimisation(**vars(options.optimisation))
     folder.folder.mkdir(parents=True, exist_ok=True)
-    parser.save(options, str(folder.config), overwrite=True, skip_none=False)
+    parser.save(options, str(folder.config), overwrite=True)
     print(flow_summary(flow, splits), file=sys.stderr)
 
     started = time.monotonic()

@@ -60,6 +60,9 @@ def train(
 ) -> pl.Trainer:
     """Fit ``flow`` in place; afterwards it holds the best validated weights, in ``eval()``.
 
+    A training that ends before its first validation leaves the last weights (their average,
+    if one is kept).
+
     Args:
         flow: initialised from the training rows unless ``resume``.
         splits: the data.
@@ -89,14 +92,22 @@ def train(
         checkpoints,
         filename="best",
         monitor="val/loss",
-        save_last=True,
+        save_on_train_epoch_end=False,  # but after each validation
         enable_version_counter=False,
     )
-    callbacks: list[Callback] = [best]
+    latest = ModelCheckpoint(
+        checkpoints,
+        filename=last.stem,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+    callbacks: list[Callback] = [best, latest]
     if settings.ema_decay > 0:
         callbacks.append(WarmAverage(settings.ema_decay))
     if settings.patience is not None:
-        callbacks.append(EarlyStopping("val/loss", patience=settings.patience))
+        callbacks.append(
+            EarlyStopping("val/loss", patience=settings.patience, check_on_train_epoch_end=False)
+        )
     progress = sys.stderr.isatty()
     if not progress:
         callbacks.append(ValidationLines())
