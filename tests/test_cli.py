@@ -146,8 +146,8 @@ def test_a_table_with_context_columns_from_csv_to_conditional_samples(tmp_path: 
     rows = np.hstack([c + 0.1 * rng.normal(size=(400, 2)), c])
     table = tmp_path / "t.csv"
     np.savetxt(table, rows, delimiter=",", header="a,b,c", comments="")
-    code = main(["train", "table", "--data.path", str(table), "--data.columns", "a,b",
-                 "--data.context_columns", "c", "--out", str(tmp_path), "--name", "t", *TINY])  # fmt: skip
+    data = ["--data.path", str(table), "--data.columns", "a,b", "--data.context_columns", "c"]
+    code = main(["train", "table", *data, "--out", str(tmp_path), "--name", "t", *TINY])
     assert code == 0
     given = tmp_path / "given.csv"
     given.write_text("c\n0.0\n1.0\n")
@@ -206,8 +206,9 @@ def test_a_finished_run_is_not_overwritten(run: Path, capsys: pytest.CaptureFixt
 def test_a_divergent_run_exits_1_and_keeps_its_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    code = main(["train", "digits", "--out", str(tmp_path), "--name", "bad", "--model.tail", "1",
-                 *TINY, "--optimisation.learning_rate", "1e30", "--trainer.max_epochs", "20", "--optimisation.warmup_steps", "0"])  # fmt: skip
+    words = ["train", "digits", "--out", str(tmp_path), "--name", "bad", "--model.tail", "1"]
+    wild = ["--optimisation.learning_rate", "1e30", "--optimisation.warmup_steps", "0"]
+    code = main([*words, *TINY, *wild, "--trainer.max_epochs", "20"])
     assert code == 1
     assert "Lower the learning rate" in capsys.readouterr().err
 

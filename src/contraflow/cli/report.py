@@ -51,9 +51,7 @@ def contents(folder: Run, data_root: str | None = None) -> ReportContents:
     x = as_input(shown.x, flow)
     context = None if shown.context is None else as_input(shown.context, flow)
     samples = flow.sample(() if context is not None else (len(x),), context, generator=generator)
-    start, back = reconstruct(
-        flow, x[:16], None if context is None else context[:16], generator=generator
-    )
+    start, back = reconstruct(flow, x, context, generator=generator)
     images = len(flow.event_shape) == 3
     return ReportContents(
         title=folder.folder.name,

@@ -74,7 +74,8 @@ def run(words: Sequence[str]) -> int:
         loggers=_loggers(folder.folder),
         resume=options.resume,
     )
-    finish(flow, splits, folder, trainer, time.monotonic() - started)
+    command = shlex.join(["contraflow", "train", *words])
+    finish(flow, splits, folder, trainer, command, time.monotonic() - started)
     return 130 if trainer.interrupted else 0
 
 
@@ -113,11 +114,13 @@ def flow_summary(flow: Flow, splits: Splits) -> str:
     )
 
 
-def finish(flow: Flow, splits: Splits, run: Run, trainer: pl.Trainer, seconds: float) -> None:
+def finish(
+    flow: Flow, splits: Splits, run: Run, trainer: pl.Trainer, command: str, seconds: float
+) -> None:
     """Certify, save and draw samples."""
     certificate = certify(flow)
     metadata = {
-        "command": shlex.join(["contraflow", *sys.argv[1:]]),
+        "command": command,
         "steps": trainer.global_step,
         "epochs": trainer.current_epoch,
         "train_seconds": round(seconds, 1),

@@ -28,6 +28,8 @@ from contraflow.transforms import (
     FactorOut,
     Logit,
     LULinear,
+    MarginalSpline,
+    RationalQuadratic,
     Reshape,
     ResidualBlock,
     SplitPrior,
@@ -277,6 +279,8 @@ CASES: dict[str, Callable[[torch.Generator], Case]] = {
     "lu-linear": _linear,
     "lu-linear-whitened": lambda rng: _case(LULinear(2, whiten=True), (2,), rng, fit=True),
     "standardise": lambda rng: _case(Standardise(2), (2,), rng, fit=True),
+    "marginal-spline": lambda rng: _case(MarginalSpline(3, bins=6), (3,), rng),
+    "marginal-spline-fitted": lambda rng: _case(MarginalSpline(3), (3,), rng, fit=True),
     "logit": lambda rng: _case(Logit(-1.0, 3.0), (2,), rng, normalised=False),
     "logit-image": lambda rng: _case(Logit(0.0, 17.0, 0.1, 3), (2, 2, 3), rng),
     "reshape": lambda rng: _case(Reshape((2, 4, 2), (16,)), (2, 4, 2), rng),
@@ -288,13 +292,22 @@ CASES: dict[str, Callable[[torch.Generator], Case]] = {
     "coupling-context": lambda rng: _case(
         Coupling(3, (True, False, False), context=2), (3,), rng, (2,)
     ),
+    "coupling-spline": lambda rng: _case(
+        Coupling(3, (True, False, False), RationalQuadratic(5), context=2), (3,), rng, (2,)
+    ),
     "autoregressive": lambda rng: _case(Autoregressive(2), (2,), rng, gain=0.5),
     "autoregressive-1d": lambda rng: _case(Autoregressive(1, context=2), (1,), rng, (2,)),
+    "autoregressive-spline": lambda rng: _case(
+        Autoregressive(3, RationalQuadratic(4, bound=3.0)), (3,), rng
+    ),
     "autoregressive-reversed": lambda rng: _case(
         Autoregressive(3, context=2, order=(2, 1, 0)), (3,), rng, (2,)
     ),
     # residual blocks
-    **{f"residual-{name}": (lambda rng, name=name: _residual(rng, 5, name)) for name in ACTIVATIONS},
+    **{
+        f"residual-{name}": (lambda rng, name=name: _residual(rng, 5, name)) for name in ACTIVATIONS
+    },
+    "residual-shallow": lambda rng: _residual(rng, 4, "tanh", (5,)),
     "residual-1d": lambda rng: _residual(rng, 1, hidden=(8,)),
     "residual-2d": lambda rng: _residual(rng, 2, "sine"),
     "residual-3d": lambda rng: _residual(rng, 3, "cpila", hidden=(6, 6, 6)),
@@ -324,17 +337,33 @@ CASES: dict[str, Callable[[torch.Generator], Case]] = {
     ),
     "residual-flow-image": lambda rng: _case(
         ResidualFlow(
-            shape=(1, 4, 4), transforms=1, scales=2, tail=1, hidden_features=(8,),
-            hidden_channels=(4, 4), lipschitz=0.9,
+            shape=(1, 4, 4),
+            transforms=1,
+            scales=2,
+            tail=1,
+            hidden_features=(8,),
+            hidden_channels=(4, 4),
+            lipschitz=0.9,
         ),
-        (1, 4, 4), rng, fit=True,
+        (1, 4, 4),
+        rng,
+        fit=True,
     ),
     "residual-flow-levels": lambda rng: _case(
         ResidualFlow(
-            shape=(1, 4, 4), num_bins=17, transforms=1, scales=2, tail=1, hidden_features=(8,),
-            hidden_channels=(4, 4), lipschitz=0.9,
+            shape=(1, 4, 4),
+            num_bins=17,
+            transforms=1,
+            scales=2,
+            tail=1,
+            hidden_features=(8,),
+            hidden_channels=(4, 4),
+            lipschitz=0.9,
         ),
-        (1, 4, 4), rng, fit=True, bijective=False,
+        (1, 4, 4),
+        rng,
+        fit=True,
+        bijective=False,
     ),
     "invertible-resnet": lambda rng: _case(
         InvertibleResNet(2, transforms=2, hidden_features=(8, 8)), (2,), rng, fit=True
@@ -344,7 +373,9 @@ CASES: dict[str, Callable[[torch.Generator], Case]] = {
     ),
     "invertible-resnet-image": lambda rng: _case(
         InvertibleResNet(shape=(1, 4, 4), transforms=1, scales=2, hidden_channels=(4, 4)),
-        (1, 4, 4), rng, fit=True,
+        (1, 4, 4),
+        rng,
+        fit=True,
     ),
     "real-nvp": lambda rng: _case(
         RealNVP(2, transforms=3, hidden_features=(8,)), (2,), rng, gain=0.5, fit=True
