@@ -40,11 +40,11 @@ class BlockCertificate:
 
 @dataclass(frozen=True)
 class Domain:
-    """The set of one coordinate's values: the reals, an interval, or its integers.
+    """The set of one coordinate's values: the reals, an open interval, or a range of integers.
 
     Args:
-        low: smallest value.
-        high: largest value.
+        low: lower end.
+        high: upper end.
         integer: whether only integers belong to it.
 
     Example:
@@ -63,9 +63,10 @@ class Domain:
 
     def contains(self, x: Tensor, event_dim: int) -> Tensor:
         """Tell which rows of ``[*B, *E]`` lie in the domain, ``[*B]``."""
-        inside = (x >= self.low) & (x <= self.high)
         if self.integer:
-            inside = inside & (x == x.round())
+            inside = (x >= self.low) & (x <= self.high) & (x == x.round())
+        else:
+            inside = (x > self.low) & (x < self.high)
         return inside.flatten(-event_dim).all(-1) if event_dim else inside
 
     def some_value(self) -> float:
@@ -144,6 +145,14 @@ class Transform(nn.Module):
         Raises:
             ShapeError: x cannot have this shape.
         """
+        return torch.Size(shape)
+
+    def _check_vector(self, shape: Sequence[int], features: int) -> torch.Size:
+        """Return ``(features,)``; raise if an event of x has another shape."""
+        if tuple(shape) != (features,):
+            raise ShapeError(
+                f"{type(self).__name__}: got events {tuple(shape)}; expected {(features,)}."
+            )
         return torch.Size(shape)
 
     def likelihood(self, shape: Sequence[int]) -> Likelihood:

@@ -13,7 +13,8 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from contraflow.errors import ConfigurationError, NotContractiveError, ShapeError
+from contraflow._context import expected_context
+from contraflow.errors import ConfigurationError, NotContractiveError
 from contraflow.lipschitz.activations import Activation
 from contraflow.lipschitz.activations import activation as build_activation
 from contraflow.lipschitz.layers import LipschitzConv2d, LipschitzLinear, PreparedMap
@@ -107,6 +108,7 @@ class ChainBranch(Branch):
 
     layers: nn.ModuleList
     activations: nn.ModuleList
+    context: int
     context_net: nn.Module | None
     channel_dim: int
 
@@ -118,13 +120,11 @@ class ChainBranch(Branch):
                 in x does not see it.
 
         Raises:
-            ShapeError: a context was given to a branch without one, or is missing.
+            ShapeError: the branch was built for a context and it is missing or does not fit.
         """
         maps = [_layer(layer).prepare() for layer in self.layers]
         projected: list[Tensor | None] = [None] * len(maps)
-        if (self.context_net is None) != (context is None):
-            got, expected = ("no context", "one") if context is None else ("a context", "none")
-            raise ShapeError(f"{type(self).__name__}: got {got}, expected {expected}.")
+        context = expected_context(self, context, self.context)
         if self.context_net is not None and context is not None:
             widths = [map_.bias.shape[0] for map_ in maps[:-1]]
             projected[:-1] = self.context_net(context).split(widths, -1)

@@ -179,9 +179,7 @@ class LipschitzConv2d(nn.Module):
         self.kernel_size = kernel_size
         self.size = (size[0], size[1])
         self.max_norm = max_norm
-        self.weight = nn.Parameter(
-            torch.empty(out_channels, in_channels, kernel_size, kernel_size)
-        )
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel_size, kernel_size))
         self.bias = nn.Parameter(torch.empty(out_channels))
         self.reset_parameters()
 

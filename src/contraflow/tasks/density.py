@@ -80,7 +80,7 @@ class DensityTask(pl.LightningModule):
         seed: the noise of a step is a function of (seed, step, rank).
 
     Raises:
-        DivergenceError: in training, when the loss is not finite.
+        DivergenceError: in training or validation, when the loss is not finite.
     """
 
     def __init__(self, flow: Flow, optimisation: Optimisation | None = None, seed: int = 0) -> None:
@@ -100,19 +100,23 @@ class DensityTask(pl.LightningModule):
     def _generator(self, *numbers: int) -> torch.Generator:
         return torch.Generator(self.device).manual_seed(mix_seed(self.seed, *numbers))
 
-    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
-        loss = self._loss(batch, self._generator(1, self.global_step, self.global_rank))
+    def _guard(self, stage: str, loss: Tensor) -> None:
         if not bool(loss.isfinite()):
             raise DivergenceError(
-                f"training: the loss is {loss.item()} at step {self.global_step}; expected a "
+                f"{stage}: the loss is {loss.item()} at step {self.global_step}; expected a "
                 "finite number. Lower the learning rate, clip gradients, or check the data for "
                 "extreme values. The last checkpoint is intact."
             )
+
+    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
+        loss = self._loss(batch, self._generator(1, self.global_step, self.global_rank))
+        self._guard("training", loss)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
         loss = self._loss(batch, self._generator(2, batch_idx, self.global_rank))
+        self._guard("validation", loss)
         self.log("val/loss", loss, prog_bar=True, batch_size=len(batch[0]), sync_dist=True)
 
     def configure_optimizers(self) -> Any:

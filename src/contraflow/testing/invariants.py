@@ -593,9 +593,10 @@ def _check_flow_bounds(
         near = torch.arange(pairs) % 2 == 0
         b = _where(near, a + 1e-3 * (b - a), b)  # inside a convex domain if a and b are
         given = None if context is None else context[:1].expand(pairs, *context.shape[1:])
+        drawn = case.noise(a, generator)  # the same for both ends: the bound is one in x
         with torch.no_grad():
-            za = case.forward(a, given, case.noise(a, generator))[0]
-            zb = case.forward(b, given, case.noise(b, generator))[0]
+            za = case.forward(a, given, drawn)[0]
+            zb = case.forward(b, given, drawn)[0]
         if forward is not None:
             top = values.max().item()
             _at_most(case, "largest singular value of df/dx", top, forward, slack)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from contraflow._context import expected_context
 from contraflow.errors import ConfigurationError
 from contraflow.nn import MADE
 from contraflow.registry import register
@@ -64,13 +65,19 @@ class Autoregressive(Transform):
             features, self.transformer.parameters, self.hidden_features, context, self.order
         )
 
+    def latent_shape(self, shape: Sequence[int]) -> torch.Size:
+        """Return ``(D,)``, checked."""
+        return self._check_vector(shape, self.features)
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return z and ladj in one pass."""
+        context = expected_context(self, context, self.context)
         z, slopes = self.transformer.forward(x, self.net(x, context))
         return z, slopes.sum(-1)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return x and ladj feature by feature, in D passes."""
+        context = expected_context(self, context, self.context)
         positions = range(self.features) if self.order is None else self.order
         place_of = sorted(range(self.features), key=lambda i: positions[i])
         columns = [torch.zeros_like(z[..., 0])] * self.features

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from contraflow._context import expected_context
 from contraflow.errors import ConfigurationError
 from contraflow.nn import MLP
 from contraflow.registry import register
@@ -69,10 +70,15 @@ class Coupling(Transform):
         )
 
     def _parameters_for(self, kept: Tensor, context: Tensor | None) -> Tensor:
+        context = expected_context(self, context, self.context)
         if context is not None:
             kept = torch.cat([kept, context.expand(*kept.shape[:-1], context.shape[-1])], -1)
         out = self.net(kept)
         return out.reshape(*out.shape[:-1], len(self._moved), self.transformer.parameters)
+
+    def latent_shape(self, shape: Sequence[int]) -> torch.Size:
+        """Return ``(D,)``, checked."""
+        return self._check_vector(shape, self.features)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return z and ladj in one pass."""

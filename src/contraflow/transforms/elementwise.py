@@ -41,6 +41,10 @@ class Standardise(Transform):
     def _ladj(self, x: Tensor) -> Tensor:
         return -self.std.log().sum().expand(x.shape[:-1])
 
+    def latent_shape(self, shape: Sequence[int]) -> torch.Size:
+        """Return ``(D,)``, checked."""
+        return self._check_vector(shape, self.features)
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the standardised x."""
         return (x - self.mean) / self.std, self._ladj(x)
@@ -107,8 +111,13 @@ class Logit(Transform):
 
     @property
     def domain(self) -> Domain:
-        """Return ``[low, high]``."""
-        return Domain(self.low, self.high)
+        """Return where the logit is finite, alpha beyond the data's interval on each side.
+
+        That is where the flow has its mass: the density integrates to 1 there, and every
+        sample lies inside.
+        """
+        margin = self.alpha / self._slope
+        return Domain(self.low - margin, self.high + margin)
 
     def _ladj(self, z: Tensor) -> Tensor:
         # d logit(p) / dp = 1 / (p (1 - p)), -ln p = softplus(-z), -ln(1 - p) = softplus(z)
@@ -127,9 +136,8 @@ class Logit(Transform):
         return x, -self._ladj(z)
 
     def certificates(self, name: str) -> list[BlockCertificate]:
-        """Return the slopes at the edge and in the middle of the interval."""
-        edge = self._slope / (self.alpha * (1 - self.alpha))
-        return [BlockCertificate(name, forward=edge, inverse=1 / (4 * self._slope))]
+        """Return the inverse's largest slope; the logit itself is arbitrarily steep."""
+        return [BlockCertificate(name, inverse=1 / (4 * self._slope))]
 
     def extra_repr(self) -> str:
         """Return the interval, for ``print``."""

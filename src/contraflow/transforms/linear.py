@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -57,6 +59,10 @@ class LULinear(Transform):
 
     def _ladj(self, x: Tensor) -> Tensor:
         return self.log_diagonal.sum().expand(x.shape[:-1])
+
+    def latent_shape(self, shape: Sequence[int]) -> torch.Size:
+        """Return ``(D,)``, checked."""
+        return self._check_vector(shape, self.features)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return ``W x``."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -49,6 +51,10 @@ class MarginalSpline(Transform):
         self.spline = RationalQuadratic(bins, bound)
         self.raw = nn.Parameter(torch.zeros(features, self.spline.parameters))
         self.register_buffer("initialised", torch.tensor(False))
+
+    def latent_shape(self, shape: Sequence[int]) -> torch.Size:
+        """Return ``(D,)``, checked."""
+        return self._check_vector(shape, self.features)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return z and the sum of the log-slopes."""
