@@ -41,6 +41,7 @@ def test_the_standard_error_of_a_row_is_the_true_one(image: cf.Flow, levels: tor
     generator = torch.Generator().manual_seed(1)
     long = cf.estimate_log_prob(image, levels, stderr=1e-9, max_draws=1000, generator=generator)
     scores = []
+    short = long
     for _ in range(40):
         short = cf.estimate_log_prob(image, levels, stderr=1e-9, max_draws=32, generator=generator)
         scores.append((short.value - long.value) / short.stderr)
