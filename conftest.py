@@ -5,6 +5,8 @@ import pathlib
 import pytest
 import torch
 
+import contraflow  # noqa: F401 - before pytest collects the sources, or they would be imported twice
+
 
 @pytest.fixture(autouse=True)
 def _doctest_names(doctest_namespace: dict, tmp_path: pathlib.Path) -> None:

@@ -17,7 +17,7 @@ from contraflow.kinds import Kind, Likelihood
 from contraflow.logdet import LogDet
 from contraflow.registry import register
 from contraflow.solvers import Solution, Solver
-from contraflow.transform import Transform, apply_forward
+from contraflow.transform import Transform, apply_forward, apply_inverse
 
 # Rows of one chunk: a dense Jacobian of D x D per row stays within this many numbers.
 _CHUNK_NUMBERS = 2**22
@@ -197,7 +197,7 @@ class Flow(nn.Module):
         Args:
             shape: sample shape; an integer n stands for ``(n,)``.
             context: ``[*C, M]``.
-            generator: source of the base's randomness.
+            generator: source of the randomness.
 
         Raises:
             ConvergenceError: a root missed its tolerance.
@@ -234,7 +234,8 @@ class Flow(nn.Module):
         rows = None
         if context is not None:
             rows = context.expand(*batch, self.context).reshape(-1, self.context)
-        x, ladj = self.transform.inverse(z, rows)
+        noise = self.draw_noise(len(z), generator)
+        x, ladj = apply_inverse(self.transform, z, rows, noise)
         log_prob = self.base.log_prob(z) - ladj
         return x.reshape(*batch, *self.event_shape), log_prob.reshape(batch)
 
@@ -340,8 +341,9 @@ class FlowDistribution(Distribution):
     Args:
         flow: the flow.
         context: ``[*C, M]`` or None; C becomes the batch shape.
-        validate_args: check that values lie in the support; None for torch's default. With
-            False, ``log_prob`` outside the support is -inf.
+        validate_args: check that values lie in the support; with False, ``log_prob`` outside
+            the support is -inf. Not torch's global default, which a first ``torch.compile``
+            and some libraries switch off behind the user's back.
     """
 
     arg_constraints = {}  # noqa: RUF012  # pyright: ignore
@@ -351,7 +353,7 @@ class FlowDistribution(Distribution):
         self,
         flow: Flow,
         context: Tensor | None = None,
-        validate_args: bool | None = None,
+        validate_args: bool = True,
     ) -> None:
         self.flow = flow
         self.context = context

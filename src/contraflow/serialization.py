@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -42,6 +43,7 @@ def save(
         "metadata": metadata or {},
     }
     tensors = {name: tensor.contiguous().cpu() for name, tensor in flow.state_dict().items()}
+    header["digest"] = _digest(header["configuration"], tensors)
     target = Path(path)
     partial = target.with_name(target.name + ".partial")
     try:
@@ -88,6 +90,11 @@ def load(path: str | os.PathLike[str], *, types: Iterable[type] = ()) -> Flow:
             f"{path}: tensor {odd!r} has shape {found.get(odd)}; the configuration asks "
             f"for {expected.get(odd)}. The file is damaged or from another version."
         )
+    if header.get("digest") != _digest(header["configuration"], tensors):
+        raise LoadError(
+            f"{path}: weights or configuration do not match the digest they were saved with; the "
+            "file was damaged or edited. Restore it from a copy."
+        )
     flow.load_state_dict(tensors, assign=True)
     return flow.eval()
 
@@ -120,6 +127,16 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, torch
             f"{FORMAT}. Install a newer contraflow."
         )
     return header, tensors
+
+
+def _digest(configuration: Any, tensors: dict[str, torch.Tensor]) -> str:
+    """Return the SHA-256 of the configuration and of every tensor's name, type and bytes."""
+    total = hashlib.sha256(json.dumps(configuration, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        total.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
 
 
 def _umask() -> int:

@@ -96,7 +96,7 @@ class Transform(nn.Module):
     Attributes:
         event_dim: dimensions of an event of x.
         latent_event_dim: dimensions of an event of z.
-        stochastic: whether ``forward`` takes ``noise`` from ``draw``.
+        stochastic: whether ``forward`` and ``inverse`` take ``noise`` from ``draw``.
     """
 
     event_dim: int = 1
@@ -242,11 +242,13 @@ class Sequential(Transform):
         values = (None,) * len(self) if noise is None else noise
         return zip(self, values, strict=True)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map latent to data, last transform first."""
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, *, noise: Any = None
+    ) -> tuple[Tensor, Tensor]:
+        """Map latent to data, last transform first; ``noise`` as in ``forward``."""
         ladj = z.new_zeros(z.shape[: z.ndim - self.latent_event_dim])
-        for part in reversed(self.transforms):
-            z, part_ladj = part.inverse(z, context)
+        for part, drawn in reversed(list(self._with_noise(noise))):
+            z, part_ladj = apply_inverse(part, z, context, drawn)
             ladj = ladj + part_ladj
         return z, ladj
 
@@ -345,6 +347,15 @@ def apply_forward(
     return part(x, context)
 
 
+def apply_inverse(
+    part: Transform, z: Tensor, context: Tensor | None, noise: Any
+) -> tuple[Tensor, Tensor]:
+    """Call ``part.inverse``, handing noise only to a part that declares itself stochastic."""
+    if part.stochastic:
+        return part.inverse(z, context, noise=noise)  # pyright: ignore[reportCallIssue]
+    return part.inverse(z, context)
+
+
 @register
 class Inverse(Transform):
     """The same bijection in the other direction: forward and inverse change places.
@@ -374,13 +385,28 @@ class Inverse(Transform):
         """Return the inner transform's event_dim."""
         return self.transform.event_dim
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Apply the inner inverse."""
-        return self.transform.inverse(x, context)
+    @property
+    def stochastic(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Tell whether the inner transform is stochastic."""
+        return self.transform.stochastic
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, *, noise: Any = None
+    ) -> tuple[Tensor, Tensor]:
+        """Apply the inner inverse."""
+        return apply_inverse(self.transform, x, context, noise)
+
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, *, noise: Any = None
+    ) -> tuple[Tensor, Tensor]:
         """Apply the inner forward."""
-        return apply_forward(self.transform, z, context, None)
+        return apply_forward(self.transform, z, context, noise)
+
+    def draw(
+        self, shape: torch.Size, like: Tensor, generator: torch.Generator | None = None
+    ) -> Any:
+        """Draw the inner transform's noise."""
+        return self.transform.draw(shape, like, generator)
 
     def latent_shape(self, shape: Sequence[int]) -> torch.Size:
         """Return the same shape.

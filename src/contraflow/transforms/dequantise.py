@@ -68,7 +68,9 @@ class UniformDequantise(Transform):
         u = u.clamp(max=max(0.0, 1 - self.num_bins * torch.finfo(u.dtype).eps))
         return x + u, x.new_zeros(batch)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, *, noise: Any = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the level below z, kept inside 0 ... n-1; ladj is 0."""
         batch = z.shape[: z.ndim - self.event_dim]
         return z.floor().clamp(0, self.num_bins - 1), z.new_zeros(batch)

@@ -13,7 +13,7 @@ from contraflow.errors import ConfigurationError, ShapeError
 from contraflow.kinds import Likelihood
 from contraflow.registry import register
 from contraflow.solvers import Solution
-from contraflow.transform import BlockCertificate, Transform, apply_forward
+from contraflow.transform import BlockCertificate, Transform, apply_forward, apply_inverse
 
 
 @register
@@ -160,10 +160,12 @@ class FactorOut(Transform):
         parts = [inner.flatten(len(batch)), factored.flatten(len(batch))]
         return torch.cat(parts, -1), ladj
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the image from the flat z."""
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, *, noise: object = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the image from the flat z; ``noise`` is the inner transform's."""
         inner, factored = self._split(z)
-        kept, ladj = self.inner.inverse(inner, context)
+        kept, ladj = apply_inverse(self.inner, inner, context, noise)
         if self.prior is not None:
             factored, prior_ladj = self.prior.inverse(factored, kept)
             ladj = ladj + prior_ladj

@@ -109,14 +109,17 @@ class ResidualBlock(Transform):
         ladj = self.active_log_det(jacobian, noise, lipschitz=self.branch.lipschitz)
         return (flat + value).reshape(x.shape), ladj.reshape(batch)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, *, noise: Any = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the root of ``x + g(x) = z`` and ``-ln det(I + J)`` there.
 
         Differentiable once, by the implicit function theorem.
         """
         x = self.solve_inverse(z, context).check(type(self).__name__).value
         flat, batch, context = self._flatten(x, context)
-        noise = self.draw(flat.shape, flat)
+        if noise is None:
+            noise = self.draw(flat.shape, flat)
         branch = self.branch.prepare(context)
         if torch.is_grad_enabled():
             gap = z.reshape(flat.shape) - flat - branch(flat)
