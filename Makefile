@@ -20,7 +20,7 @@ demo: $(VENV)/.installed-train  ## train on the digits for 3 minutes, then evalu
 	$(BIN)/contraflow report $(RUN)
 
 test: lint  ## lint, then run the tests and the doctests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(VENV)/.installed-dev  ## check style, format and types
 	$(BIN)/ruff check
