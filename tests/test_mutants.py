@@ -243,7 +243,7 @@ class IgnoresNoise(UniformDequantise):
 class LosesLevel(UniformDequantise):
     """Rounds to the nearest level in place of the level below."""
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> Pair:
+    def inverse(self, z: Tensor, context: Tensor | None = None, *, noise: Any = None) -> Pair:
         return z.round(), z.new_zeros(z.shape[:-1])
 
 
@@ -305,14 +305,14 @@ class EstimatedLinear(LipschitzLinear):
 class Unlimited(LipschitzLinear):
     """Ignores the norm it was asked for (torchflows)."""
 
-    def prepare(self) -> PreparedLinear:
+    def prepare(self, max_norm: float | None = None) -> PreparedLinear:
         return PreparedLinear(self.weight, self.bias)
 
 
 class GivesUp(ResidualBlock):
     """Inverts by 25 fixed steps and returns what there is (torchflows)."""
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> Pair:
+    def inverse(self, z: Tensor, context: Tensor | None = None, *, noise: Any = None) -> Pair:
         branch, x = self.branch.prepare(context), z
         for _ in range(25):
             x = z - branch(x)
@@ -322,7 +322,7 @@ class GivesUp(ResidualBlock):
 class StopsOnSquare(ResidualBlock):
     """Stops when the squared step is below the tolerance (residual-flows)."""
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> Pair:
+    def inverse(self, z: Tensor, context: Tensor | None = None, *, noise: Any = None) -> Pair:
         branch, x = self.branch.prepare(context), z
         while True:
             last, x = x, z - branch(x)
@@ -333,14 +333,14 @@ class StopsOnSquare(ResidualBlock):
 class LadjAtWrongPoint(ResidualBlock):
     """Takes the inverse's ladj at z in place of x (FrEIA)."""
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> Pair:
+    def inverse(self, z: Tensor, context: Tensor | None = None, *, noise: Any = None) -> Pair:
         return super().inverse(z)[0], -self.forward(z)[1]
 
 
 class InverseWithoutGraph(ResidualBlock):
     """Returns the root as a constant."""
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> Pair:
+    def inverse(self, z: Tensor, context: Tensor | None = None, *, noise: Any = None) -> Pair:
         x = self.solve_inverse(z).value
         return x, -self.forward(x)[1]
 
@@ -348,7 +348,7 @@ class InverseWithoutGraph(ResidualBlock):
 class WrongAdjoint(ResidualBlock):
     """Has the wrong sign in the backward solve (implicit-normalizing-flows)."""
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> Pair:
+    def inverse(self, z: Tensor, context: Tensor | None = None, *, noise: Any = None) -> Pair:
         x = self.solve_inverse(z).value
         branch = self.branch.prepare()
         gap = z - x - branch(x)

@@ -71,7 +71,7 @@ def evaluation(**changes: object) -> dict[str, object]:
         "round_trip_error": 3.1e-6,
         "round_trip_error_float64": 2.4e-13,
         "split": "test",
-        "dequantisation_draws": 4,
+        "draws": 4,
     } | changes
 
 

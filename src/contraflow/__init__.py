@@ -38,16 +38,26 @@ from contraflow.solvers import Solution, solve
 from contraflow.transform import Inverse, Sequential, Transform
 
 if TYPE_CHECKING:
-    from contraflow.tasks import fit
+    from contraflow.tasks import fit as fit
 
 
 def __getattr__(name: str) -> Any:
     # Training needs Lightning, an extra: it is imported when it is first asked for.
     if name == "fit":
-        from contraflow.tasks import fit
-
+        try:
+            from contraflow.tasks import fit
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f"contraflow.fit needs the package {error.name!r}; install the extra: "
+                "pip install 'contraflow[train]'.",
+                name=error.name,
+            ) from error
         return fit
     raise AttributeError(f"module 'contraflow' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "fit"]
 
 
 __all__ = [
@@ -77,7 +87,6 @@ __all__ = [
     "errors",
     "estimate_log_prob",
     "evaluation",
-    "fit",
     "flows",
     "linearize",
     "lipschitz",

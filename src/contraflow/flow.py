@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from contraflow.distributions.base import Base, StandardNormal
-from contraflow.errors import DtypeError, ShapeError, SupportError
+from contraflow.errors import DataError, DtypeError, ShapeError, SupportError
 from contraflow.kinds import Kind, Likelihood
 from contraflow.logdet import LogDet
 from contraflow.registry import register
@@ -113,11 +113,12 @@ class Flow(nn.Module):
         """
         view = _shallow(self)
         for module in view.modules():
-            if log_det is not None and hasattr(module, "log_det"):
-                module.log_det = log_det
-                module.eval_log_det = log_det
-            if solver is not None and hasattr(module, "solver"):
-                module.solver = solver
+            if not isinstance(module, Transform):
+                continue
+            if log_det is not None and isinstance(getattr(module, "log_det", None), LogDet):
+                vars(module).update(log_det=log_det, eval_log_det=log_det)
+            if solver is not None and "solver" in vars(module):
+                vars(module).update(solver=solver)
         return view
 
     # --- density ------------------------------------------------------------------------
@@ -171,8 +172,10 @@ class Flow(nn.Module):
             x = torch.where(mask, x, domain.some_value())
         if noise is None and self.transform.stochastic and not torch.compiler.is_compiling():
             noise = self.transform.draw(x.shape, x, generator)
-        z, ladj = apply_forward(self.transform, x, context, noise)
-        log_prob = self.base.log_prob(z) + ladj
+        # Log-determinants and norms need the flow's own precision, whatever surrounds them.
+        with torch.autocast(x.device.type, enabled=False):
+            z, ladj = apply_forward(self.transform, x, context, noise)
+            log_prob = self.base.log_prob(z) + ladj
         return log_prob if inside is None else torch.where(inside, log_prob, -math.inf)
 
     def draw_noise(self, rows: int, generator: torch.Generator | None = None) -> Any:
@@ -211,14 +214,14 @@ class Flow(nn.Module):
             if context is not None:
                 rows = context.expand(*batch, self.context).reshape(-1, self.context)
             parts = [
-                self.transform.solve_inverse(part, given).check("sample").value
+                self.transform.invert(part, given)
                 for part, given in _chunks(z, rows, self._chunk_rows())
             ]
         return torch.cat(parts).reshape(*batch, *self.event_shape)
 
     def rsample_and_log_prob(
         self,
-        shape: Sequence[int] = (),
+        shape: int | Sequence[int] = (),
         context: Tensor | None = None,
         *,
         generator: torch.Generator | None = None,
@@ -227,7 +230,14 @@ class Flow(nn.Module):
 
         Raises:
             ConvergenceError: a root missed its tolerance.
+            SupportError: the data are integers, whose draws have no gradient.
         """
+        if self.transform.domain.integer:
+            raise SupportError(
+                "rsample: draws of integer data are rounded and have no gradient; use sample(), "
+                "or the flow behind its dequantisation."
+            )
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
         context = self._check_context(context)
         batch = torch.Size(shape) + (torch.Size() if context is None else context.shape[:-1])
         z = self.base.sample(batch, self._like(), generator).reshape(-1, self.base.features)
@@ -250,8 +260,17 @@ class Flow(nn.Module):
     # --- preparation --------------------------------------------------------------------
 
     def initialise_from(self, x: Tensor, context: Tensor | None = None) -> None:
-        """Set every data-dependent parameter from a batch ``[*B, *E]``; once is enough."""
+        """Set every data-dependent parameter from a batch ``[*B, *E]``; once is enough.
+
+        Raises:
+            DataError: fewer than two rows, or values that are not finite.
+        """
         flat, flat_context, _ = self._flatten(x, context)
+        if len(flat) < 2 or not bool(flat.isfinite().all()):
+            raise DataError(
+                f"initialise_from: got {len(flat)} rows with {int((~flat.isfinite()).sum())} "
+                "values that are not finite; expected 2 or more finite rows."
+            )
         self.transform.initialise_from(flat, flat_context)
 
     def enforce_bounds_(self) -> None:
@@ -347,7 +366,6 @@ class FlowDistribution(Distribution):
     """
 
     arg_constraints = {}  # noqa: RUF012  # pyright: ignore
-    has_rsample = True
 
     def __init__(
         self,
@@ -359,6 +377,11 @@ class FlowDistribution(Distribution):
         self.context = context
         batch = torch.Size() if context is None else context.shape[:-1]
         super().__init__(batch, flow.event_shape, validate_args=validate_args)
+
+    @property
+    def has_rsample(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Tell whether draws have gradients: not those of integer data."""
+        return not self.flow.transform.domain.integer
 
     @property
     def support(self) -> constraints.Constraint:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -387,6 +410,12 @@ class FlowDistribution(Distribution):
         return self.flow.log_prob(value, context)
 
     def _broadcast(self, value: Tensor) -> tuple[Tensor, Tensor | None]:
+        dims = len(self.event_shape)
+        if value.ndim < dims or value.shape[value.ndim - dims :] != self.event_shape:
+            raise ShapeError(
+                f"log_prob: got values of shape {tuple(value.shape)}; expected "
+                f"(*B, {', '.join(map(str, self.event_shape))})."
+            )
         if self.context is None:
             # An unconditional flow that was expanded has a batch shape to broadcast against.
             batch = value.shape[: value.ndim - len(self.event_shape)]
@@ -435,6 +464,8 @@ def _shallow(module: Any) -> Any:
     """Copy the module tree but not its parameters and buffers."""
     twin = copy.copy(module)
     twin.__dict__ = dict(module.__dict__)
-    twin._modules = {name: _shallow(child) for name, child in module._modules.items() if child}
+    twin._modules = {
+        name: _shallow(child) for name, child in module._modules.items() if child is not None
+    }
     twin._modules |= {name: None for name, child in module._modules.items() if child is None}
     return twin

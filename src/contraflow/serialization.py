@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -45,10 +46,14 @@ def save(
     tensors = {name: tensor.contiguous().cpu() for name, tensor in flow.state_dict().items()}
     header["digest"] = _digest(header["configuration"], tensors)
     target = Path(path)
-    partial = target.with_name(target.name + ".partial")
+    partial = target.with_name(f"{target.name}.{os.getpid()}-{threading.get_ident()}.partial")
     try:
+        partial.touch()
+        mode = partial.stat().st_mode  # safetensors' own files are for the owner alone
         save_file(tensors, partial, {"contraflow": json.dumps(header, allow_nan=False)})
-        os.chmod(partial, 0o666 & ~_umask())
+        partial.chmod(mode)
+        with partial.open("rb") as written:
+            os.fsync(written.fileno())
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
@@ -96,11 +101,23 @@ def load(path: str | os.PathLike[str], *, types: Iterable[type] = ()) -> Flow:
             "file was damaged or edited. Restore it from a copy."
         )
     flow.load_state_dict(tensors, assign=True)
+    _check_whole(path, flow)
     return flow.eval()
 
 
+def _check_whole(path: str | os.PathLike[str], flow: Flow) -> None:
+    """Refuse a flow that keeps numbers where no file could hold them."""
+    for module in flow.modules():
+        for name, value in (*vars(module).items(), *module.named_buffers(recurse=False)):
+            if isinstance(value, torch.Tensor) and value.is_meta:
+                raise LoadError(
+                    f"{path}: {type(module).__name__} keeps the tensor {name!r} outside of its "
+                    "saved state; make it a parameter or register_buffer it."
+                )
+
+
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return a saved flow's header: configuration, certificate, version, metadata."""
+    """Return a saved flow's header: configuration, certificate, version, metadata, digest."""
     return _read(path)[0]
 
 
@@ -137,10 +154,3 @@ def _digest(configuration: Any, tensors: dict[str, torch.Tensor]) -> str:
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         total.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
-
-
-def _umask() -> int:
-    """Return the process's file mask; safetensors creates files that only the owner can read."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

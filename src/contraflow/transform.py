@@ -96,10 +96,13 @@ class Transform(nn.Module):
     Attributes:
         event_dim: dimensions of an event of x.
         latent_event_dim: dimensions of an event of z.
+        closed_form: whether ``inverse`` inverts ``forward`` by its formula; a transform that
+            does not say so, and gives no certificate of its own, leaves a flow uncertified.
         stochastic: whether ``forward`` and ``inverse`` take ``noise`` from ``draw``.
     """
 
     event_dim: int = 1
+    closed_form: bool = False
     stochastic: bool = False
 
     def __init__(self) -> None:
@@ -133,6 +136,14 @@ class Transform(nn.Module):
         batch = z.shape[: z.ndim - self.latent_event_dim]
         return Solution.closed_form(self.inverse(z, context)[0], batch)
 
+    def invert(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Map latent to data, checked, without ladj: what sampling needs.
+
+        Raises:
+            ConvergenceError: an iterative inverse missed its tolerance.
+        """
+        return self.solve_inverse(z, context).check(type(self).__name__).value
+
     def draw(
         self, shape: torch.Size, like: Tensor, generator: torch.Generator | None = None
     ) -> Any:
@@ -161,7 +172,9 @@ class Transform(nn.Module):
 
     def certificates(self, name: str) -> list[BlockCertificate]:
         """Return what is proved of this transform, in forward order."""
-        return [BlockCertificate(name)]
+        if self.closed_form:
+            return [BlockCertificate(name)]
+        return [BlockCertificate(name, method="nothing stated", contractive=True)]
 
     def initialise_from(self, x: Tensor, context: Tensor | None = None) -> None:
         """Set data-dependent parameters from a batch; the default has none."""
@@ -280,6 +293,12 @@ class Sequential(Transform):
                 solution.converged & step.converged,
             )
         return solution
+
+    def invert(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Invert part by part, each checked."""
+        for part in reversed(self.transforms):
+            z = part.invert(z, context)
+        return z
 
     @staticmethod
     def _stretch(part: Transform, error_bound: Tensor) -> float | None:

@@ -74,6 +74,10 @@ class Run:
         """Return what training wrote into the model file: command, environment, columns."""
         return read_metadata(self.model)["metadata"]
 
+    def digest(self) -> str:
+        """Return the digest of weights and configuration, which says what was evaluated."""
+        return read_metadata(self.model)["digest"]
+
     def splits(self, data_root: str | None = None) -> Splits:
         """Load the data that the run was trained on."""
         from contraflow.cli._config import data_source

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,6 +62,8 @@ def evaluate(
     """Return the object of ``contraflow evaluate --json``."""
     if split not in _SPLITS:
         raise ConfigurationError(f"split {split!r}; expected one of {', '.join(_SPLITS)}.")
+    if limit is not None and limit < 1:
+        raise ConfigurationError(f"--limit {limit}; expected 1 row or more.")
     flow = folder.flow()
     part: Part = getattr(folder.splits(data_root), split)
     part = _spread(part, limit)
@@ -78,6 +81,7 @@ def evaluate(
             flow, x, context, dtype=torch.float64, generator=generator
         ),
         "round_trip_rows": len(x),
+        "model": folder.digest(),
     }
 
 
@@ -101,7 +105,7 @@ def describe(result: dict[str, Any]) -> str:
     return (
         f"{result['split']}: {result['value']:.4f} {unit}, {result['kind']} "
         f"(standard error {result['stderr']:.1e} Monte Carlo over {result['draws']} draws, "
-        f"{result['stderr_data']:.1e} from {result['n']} rows{bias})\n"
+        f"{result['stderr_data'] or math.nan:.1e} from {result['n']} rows{bias})\n"
         f"round trip over {result['round_trip_rows']} rows: largest error "
         f"{result['round_trip_error']:.1e} as saved, "
         f"{result['round_trip_error_float64']:.1e} in float64, data units"

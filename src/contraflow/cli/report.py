@@ -40,10 +40,11 @@ def contents(folder: Run, data_root: str | None = None) -> ReportContents:
     """Gather what the report shows; evaluates the test set if that was not done yet."""
     flow = folder.flow()
     part = folder.splits(data_root).test
+    evaluation = None
     if folder.evaluation.is_file():
         evaluation = json.loads(folder.evaluation.read_text())
-    else:
-        evaluation = evaluate(folder, data_root=data_root)
+    if evaluation is None or evaluation.get("model") != folder.digest():
+        evaluation = evaluate(folder, data_root=data_root)  # of this very model
     metadata = folder.metadata()
     columns = metadata.get("columns")
     generator = torch.Generator().manual_seed(0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import os
 import platform
 import shlex
 import sys
@@ -29,7 +31,7 @@ from contraflow.data import Splits
 from contraflow.errors import ConfigurationError
 from contraflow.flow import Flow
 from contraflow.report import save_samples
-from contraflow.tasks import Optimisation, train
+from contraflow.tasks import Optimisation, Training, train
 
 _OURS: set[str | int] = {  # arguments of Trainer that the run's folder decides
     "logger", "callbacks", "default_root_dir", "fast_dev_run", "barebones", "enable_checkpointing",
@@ -64,7 +66,8 @@ def run(words: Sequence[str]) -> int:
     print(flow_summary(flow, splits), file=sys.stderr)
 
     started = time.monotonic()
-    trainer = train(
+    earlier = read_rows(folder.metrics) if options.resume else []
+    training = train(
         flow,
         splits,
         folder.folder,
@@ -75,8 +78,9 @@ def run(words: Sequence[str]) -> int:
         resume=options.resume,
     )
     command = shlex.join(["contraflow", "train", *words])
-    finish(flow, splits, folder, trainer, command, time.monotonic() - started)
-    return 130 if trainer.interrupted else 0
+    prepend_rows(folder.metrics, earlier)
+    finish(flow, splits, folder, training, command, time.monotonic() - started)
+    return 130 if training.interrupted else 0
 
 
 def _parser() -> ArgumentParser:
@@ -104,6 +108,28 @@ def _loggers(folder: Path) -> list[Any]:
     ]
 
 
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Read the rows of a CSV file; none if it does not exist."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def prepend_rows(path: Path, earlier: list[dict[str, str]]) -> None:
+    """Put rows back before those of a resumed run, whose logger starts a new file."""
+    if not earlier:
+        return
+    rows = earlier + read_rows(path)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(partial, path)
+
+
 def flow_summary(flow: Flow, splits: Splits) -> str:
     """Return two lines about what is about to be trained."""
     parameters = sum(p.numel() for p in flow.parameters())
@@ -115,14 +141,14 @@ def flow_summary(flow: Flow, splits: Splits) -> str:
 
 
 def finish(
-    flow: Flow, splits: Splits, run: Run, trainer: pl.Trainer, command: str, seconds: float
+    flow: Flow, splits: Splits, run: Run, training: Training, command: str, seconds: float
 ) -> None:
     """Certify, save and draw samples."""
     certificate = certify(flow)
     metadata = {
         "command": command,
-        "steps": trainer.global_step,
-        "epochs": trainer.current_epoch,
+        "steps": training.steps,
+        "epochs": training.epochs,
         "train_seconds": round(seconds, 1),
         "environment": environment(),
         "columns": splits.columns,
@@ -144,7 +170,7 @@ def finish(
         columns=splits.columns,
     )
     verdict = "certified" if certificate.certified else "NOT certified"
-    print(f"{run.folder}: saved after {trainer.global_step} steps, {verdict}", file=sys.stderr)
+    print(f"{run.folder}: saved after {training.steps} steps, {verdict}", file=sys.stderr)
 
 
 def environment() -> dict[str, str]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from contraflow.errors import ConfigurationError, SupportError
 from contraflow.flow import Flow
-from contraflow.kinds import Kind
+from contraflow.kinds import Kind, Likelihood
 
 _LEAST_DRAWS = 4  # fewer give no usable standard error
 
@@ -46,13 +46,27 @@ class _Moments:
     def add(self, value: Tensor) -> None:
         self.count += 1
         delta = value - self.mean
+        # -inf (outside the support) stays what it is; it has no spread.
+        delta = torch.where(value == self.mean, 0.0, delta)
         self.mean = self.mean + delta / self.count
-        self.squares = self.squares + delta * (value - self.mean)
+        step = torch.where(self.mean.isinf(), 0.0, delta * (value - self.mean))
+        self.squares = self.squares + step
 
     def variance_of_mean(self) -> Tensor:
         if self.count < 2:
             return torch.full_like(self.mean, math.inf)
         return self.squares / (self.count - 1) / self.count
+
+
+def _most_draws(likelihood: Likelihood, max_draws: int) -> int:
+    if not likelihood.stochastic:
+        return 1
+    if max_draws < _LEAST_DRAWS:
+        raise ConfigurationError(
+            f"max_draws={max_draws}; expected {_LEAST_DRAWS} or more: fewer give no usable "
+            "standard error."
+        )
+    return max_draws
 
 
 @torch.no_grad()
@@ -79,7 +93,7 @@ def estimate_log_prob(
         The estimate. A deterministic flow is evaluated once.
 
     Raises:
-        ConfigurationError: the wanted error is not positive.
+        ConfigurationError: the wanted error is not positive, or too few draws are allowed.
 
     Example:
         >>> import contraflow as cf
@@ -91,14 +105,13 @@ def estimate_log_prob(
         raise ConfigurationError(f"stderr={stderr}; expected a wanted error above 0 nats.")
     likelihood = flow.likelihood
     moments = _Moments()
-    while moments.count < (max_draws if likelihood.stochastic else 1):
+    while moments.count < _most_draws(likelihood, max_draws):
         moments.add(flow.log_prob(x, context, generator=generator).double())
         if moments.count >= _LEAST_DRAWS:
-            errors = moments.variance_of_mean()[moments.mean.isfinite()]  # -inf stays -inf
-            if bool((errors <= stderr**2).all()):
+            if bool((moments.variance_of_mean() <= stderr**2).all()):
                 break
     if likelihood.stochastic:
-        error = moments.variance_of_mean().sqrt().nan_to_num(0.0)
+        error = moments.variance_of_mean().sqrt()
     else:
         error = torch.zeros_like(moments.mean)
     return Estimate(moments.mean, error, likelihood.bias_bound, likelihood.kind, moments.count)
@@ -113,7 +126,7 @@ class Evaluation:
         unit: ``bits_per_dim`` (-log2 p / D, data on their integer scale) or ``nats`` (ln p).
         kind: kind of likelihood.
         stderr: Monte-Carlo error of the mean over this fixed set, in ``unit``.
-        stderr_data: sampling error of the set, in ``unit``.
+        stderr_data: sampling error of the set, in ``unit``; None for a single row.
         bias_bound: largest possible |bias|, in ``unit``.
         n: rows.
         draws: evaluations of every row (dequantisation and log-determinant noise).
@@ -124,7 +137,7 @@ class Evaluation:
     unit: str
     kind: str
     stderr: float
-    stderr_data: float
+    stderr_data: float | None
     bias_bound: float
     n: int
     draws: int
@@ -140,7 +153,7 @@ class Evaluation:
         bias = f", bias <= {self.bias_bound:.1e}" if self.bias_bound else ""
         return (
             f"{self.value:.4f} {unit} ({self.kind}; +- {self.stderr:.1g} Monte Carlo, "
-            f"+- {self.stderr_data:.2g} from {self.n} rows{bias})"
+            f"+- {self.stderr_data or math.nan:.2g} from {self.n} rows{bias})"
         )
 
 
@@ -172,7 +185,9 @@ def evaluate_likelihood(
     scale = -1 / (flow.size * math.log(2)) if bits else 1.0
     moments = _Moments()
     error = 0.0
-    while moments.count < (max_draws if likelihood.stochastic else 1):
+    if not stderr > 0:
+        raise ConfigurationError(f"stderr={stderr}; expected a wanted error above 0.")
+    while moments.count < _most_draws(likelihood, max_draws):
         moments.add(flow.log_prob(x, context, generator=generator).double() * scale)
         if not bool(moments.mean.isfinite().all()):
             bad = (~moments.mean.isfinite()).nonzero().reshape(-1)
@@ -185,7 +200,7 @@ def evaluate_likelihood(
             if error <= stderr:
                 break
     value = moments.mean.mean().item()
-    spread = moments.mean.std().item() / math.sqrt(len(x)) if len(x) > 1 else 0.0
+    spread = moments.mean.std().item() / math.sqrt(len(x)) if len(x) > 1 else None
     return Evaluation(
         value=value,
         unit="bits_per_dim" if bits else "nats",

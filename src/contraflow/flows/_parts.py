@@ -92,6 +92,8 @@ def pyramid(
     Raises:
         ConfigurationError: the image cannot be halved that often.
     """
+    if scales < 0 or blocks < 0:
+        raise ConfigurationError(f"got scales={scales}, transforms={blocks}; expected 0 or more.")
     if scales > 1 and (shape[1] % 2 ** (scales - 1) or shape[2] % 2 ** (scales - 1)):
         raise ConfigurationError(
             f"{scales} scales need height and width divisible by {2 ** (scales - 1)}; got "

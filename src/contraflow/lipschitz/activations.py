@@ -39,7 +39,7 @@ class ELU(Activation):
     def value_and_slope(self, x: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
         """Return value and slope, the shape of ``x``."""
         tail = x.clamp(max=0.0)
-        return x.clamp(min=0.0) + torch.expm1(tail), torch.exp(tail)
+        return torch.where(x > 0, x, torch.expm1(tail)), torch.exp(tail)
 
 
 class Tanh(Activation):

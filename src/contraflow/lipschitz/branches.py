@@ -92,6 +92,17 @@ class PreparedChain:
             self.maps, self.activations, shifts, self.channel_dim, True, self.lipschitz
         )
 
+    def double(self) -> PreparedChain:
+        """Return the very same numbers in float64, so that g can be evaluated without rounding."""
+        return PreparedChain(
+            [map_.double() for map_ in self.maps],
+            self.activations,
+            [shift.double() for shift in self.shifts],
+            self.channel_dim,
+            self.batched,
+            self.lipschitz,
+        )
+
     def certified_bound(self) -> float:
         """Return the product of the maps' certified norms; activations have gain <= 1."""
         bound = 1.0
@@ -122,7 +133,7 @@ class ChainBranch(Branch):
         Raises:
             ShapeError: the branch was built for a context and it is missing or does not fit.
         """
-        maps = [_layer(layer).prepare() for layer in self.layers]
+        maps = self._prepare_layers()
         projected: list[Tensor | None] = [None] * len(maps)
         context = expected_context(self, context, self.context)
         if self.context_net is not None and context is not None:
@@ -136,8 +147,13 @@ class ChainBranch(Branch):
 
     def enforce_bounds_(self) -> None:
         """Write the normalised weights back; the function g does not change."""
-        for layer in self.layers:
-            _layer(layer).weight.data.copy_(_layer(layer).prepare().weight)
+        for layer, prepared in zip(self.layers, self._prepare_layers(), strict=True):
+            _layer(layer).weight.data.copy_(prepared.weight)
+
+    def _prepare_layers(self) -> list[PreparedMap]:
+        """Share the bound L out evenly; L may change between passes (a schedule)."""
+        max_norm = _check_contractive(self.lipschitz) ** (1 / len(self.layers))
+        return [_layer(layer).prepare(max_norm) for layer in self.layers]
 
 
 def _layer(module: nn.Module) -> LipschitzLinear | LipschitzConv2d:

@@ -45,6 +45,10 @@ class PreparedMap(Protocol):
         """Return a proved bound of the linear part's norm (float64)."""
         ...
 
+    def double(self) -> PreparedMap:
+        """Return the same numbers in float64."""
+        ...
+
 
 class PreparedLinear:
     """``v -> v W^T`` on the last dimension."""
@@ -68,6 +72,10 @@ class PreparedLinear:
     def certified_norm(self) -> float:
         """Return a proved bound of the norm, float64."""
         return certified_norm(self.weight)
+
+    def double(self) -> PreparedLinear:
+        """Return the same numbers in float64."""
+        return PreparedLinear(self.weight.double(), self.bias.double())
 
 
 class PreparedConv2d:
@@ -99,6 +107,10 @@ class PreparedConv2d:
     def certified_norm(self) -> float:
         """Return a proved bound of the norm on images of ``size``, float64."""
         return certified_conv_norm(self.weight, self.size)
+
+    def double(self) -> PreparedConv2d:
+        """Return the same numbers in float64."""
+        return PreparedConv2d(self.weight.double(), self.bias.double(), self.size)
 
 
 class LipschitzLinear(nn.Module):
@@ -138,9 +150,14 @@ class LipschitzLinear(nn.Module):
         """Return an upper bound of the raw weight's norm, scalar, differentiable."""
         return gram_bound(self.weight)
 
-    def prepare(self) -> PreparedLinear:
-        """Normalise the weight for one pass; a pure function of the weight."""
-        return PreparedLinear(_limit(self.weight, self.norm_bound(), self.max_norm), self.bias)
+    def prepare(self, max_norm: float | None = None) -> PreparedLinear:
+        """Normalise the weight for one pass; a pure function of the weight.
+
+        Args:
+            max_norm: the largest norm for this pass; None for the layer's own.
+        """
+        limit = self.max_norm if max_norm is None else max_norm
+        return PreparedLinear(_limit(self.weight, self.norm_bound(), limit), self.bias)
 
     def extra_repr(self) -> str:
         """Return sizes and the norm, for ``print``."""
@@ -192,9 +209,14 @@ class LipschitzConv2d(nn.Module):
         """Return an upper bound of the raw kernel's norm, scalar, differentiable."""
         return conv_bound(self.weight, self.size)
 
-    def prepare(self) -> PreparedConv2d:
-        """Normalise the kernel for one pass; a pure function of the kernel."""
-        weight = _limit(self.weight, self.norm_bound(), self.max_norm)
+    def prepare(self, max_norm: float | None = None) -> PreparedConv2d:
+        """Normalise the kernel for one pass; a pure function of the kernel.
+
+        Args:
+            max_norm: the largest norm for this pass; None for the layer's own.
+        """
+        limit = self.max_norm if max_norm is None else max_norm
+        weight = _limit(self.weight, self.norm_bound(), limit)
         return PreparedConv2d(weight, self.bias, self.size)
 
     def extra_repr(self) -> str:

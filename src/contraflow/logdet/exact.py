@@ -18,8 +18,8 @@ class Exact:
     """``ln det(I + J)`` from the dense Jacobian; d Jacobian columns and one LU a sample.
 
     The determinant is positive for every contraction (Behrmann et al. 2019, Lemma 6), so no
-    absolute value is taken for d <= 3: a branch that does not contract gives NaN instead of
-    a plausible number.
+    absolute value is taken: a branch that does not contract gives NaN instead of a plausible
+    number.
 
     Example:
         >>> from contraflow.jacobian import linearize
@@ -83,7 +83,8 @@ class _LogAbsDet(torch.autograd.Function):
 
     @staticmethod
     def forward(matrix: Tensor) -> Tensor:
-        return torch.linalg.slogdet(matrix).logabsdet
+        sign, logabsdet = torch.linalg.slogdet(matrix)
+        return torch.where(sign > 0, logabsdet, torch.nan)  # no contraction has this
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:

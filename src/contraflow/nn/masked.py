@@ -62,7 +62,7 @@ class MADE(nn.Module):
         previous = degrees
         for width in hidden_features:
             # Spread the degrees 1 ... D-1 evenly; with D = 1 nothing may be seen.
-            current = torch.arange(width) % max(features - 1, 1) + (1 if features > 1 else 0)
+            current = torch.arange(width) * (features - 1) // width + (1 if features > 1 else 0)
             layers.append(MaskedLinear((current[:, None] >= previous).float()))
             previous = current
         out = degrees.repeat_interleave(parameters)

@@ -183,7 +183,7 @@ def _likelihood(evaluation: Mapping[str, object] | None) -> str:
     protocol = evaluation.get("value_protocol")
     if protocol is not None:
         rows.insert(1, ("Value in the paper's units", number(protocol, 6), "its own protocol"))
-    draws = evaluation.get("dequantisation_draws")
+    draws = evaluation.get("draws")
     if draws is not None:
         rows.append(("Dequantisation draws", number(draws), "for each example"))
     body = "".join(

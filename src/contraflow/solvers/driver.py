@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from contraflow.errors import NotContractiveError
+from contraflow.errors import ConfigurationError, NotContractiveError
 from contraflow.jacobian import Jacobian
 from contraflow.solvers.solution import Solution
 
@@ -65,6 +65,19 @@ class Solver(Protocol):
     def step(self, f: Callable[[Tensor], Tensor], state: Iterate) -> Tensor:
         """Propose the next iterate ``[R, *E]``; the driver checks it."""
         ...
+
+
+def check_limits(solver: Solver) -> None:
+    """Refuse a tolerance or a number of steps that cannot be met.
+
+    Raises:
+        ConfigurationError: ``atol`` is not above 0, or ``max_steps`` is below 1.
+    """
+    name = type(solver).__name__
+    if solver.atol is not None and not solver.atol > 0:
+        raise ConfigurationError(f"{name}: atol={solver.atol}; expected above 0.")
+    if solver.max_steps is not None and solver.max_steps < 1:
+        raise ConfigurationError(f"{name}: max_steps={solver.max_steps}; expected 1 or more.")
 
 
 def default_atol(dtype: torch.dtype) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from contraflow.errors import ConfigurationError
 from contraflow.registry import register
-from contraflow.solvers.driver import Iterate, RowMap
+from contraflow.solvers.driver import Iterate, RowMap, check_limits
 
 
 @register
@@ -34,6 +34,9 @@ class Newton:
 
     atol: float | None = None
     max_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        check_limits(self)
 
     def step(self, f: Callable[[Tensor], Tensor], state: Iterate) -> Tensor:
         """Return the Newton iterate ``[R, *E]``."""

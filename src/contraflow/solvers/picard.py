@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from contraflow.registry import register
-from contraflow.solvers.driver import Iterate
+from contraflow.solvers.driver import Iterate, check_limits
 
 
 @register
@@ -36,6 +36,9 @@ class Picard:
 
     atol: float | None = None
     max_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        check_limits(self)
 
     def step(self, f: Callable[[Tensor], Tensor], state: Iterate) -> Tensor:
         """Return ``f(x)``."""

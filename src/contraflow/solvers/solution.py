@@ -17,7 +17,8 @@ class Solution:
     Args:
         value: ``[*B, *E]``, the last iterate of every row, converged or not.
         error_bound: ``[*B]``, proved bound of ``|value - root|`` (l2, in the units of value):
-            residual / (1 - L), plus what rounding leaves open; 0 for a closed form.
+            residual / (1 - L), the residual of a residual block taken in float64. The rounding
+            of closed forms is not in it: they count 0.
         residual: ``[*B]``, ``|f(x) - x|`` at ``value``.
         steps: ``[*B]``, evaluations of f per row.
         converged: ``[*B]``, whether the row met its tolerance.

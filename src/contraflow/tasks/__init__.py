@@ -2,6 +2,6 @@
 
 from contraflow.tasks.density import DensityTask, Optimisation
 from contraflow.tasks.loaders import SplitsModule
-from contraflow.tasks.training import fit, train
+from contraflow.tasks.training import Training, fit, train
 
-__all__ = ["DensityTask", "Optimisation", "SplitsModule", "fit", "train"]
+__all__ = ["DensityTask", "Optimisation", "SplitsModule", "Training", "fit", "train"]

@@ -109,7 +109,7 @@ class DensityTask(pl.LightningModule):
             )
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
-        loss = self._loss(batch, self._generator(1, self.global_step, self.global_rank))
+        loss = self._loss(batch, self._generator(1, self.global_step, batch_idx, self.global_rank))
         self._guard("training", loss)
         self.log("train/loss", loss, prog_bar=True)
         return loss

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
 from contraflow.data import Part, Splits
-from contraflow.errors import DataError
+from contraflow.errors import ConfigurationError, DataError
 from contraflow.flow import Flow
 from contraflow.tasks.density import DensityTask, Optimisation, WarmAverage, unwrap
 from contraflow.tasks.loaders import SplitsModule, mix_seed
@@ -47,6 +51,21 @@ class ValidationLines(Callback):
         )
 
 
+@dataclass(frozen=True)
+class Training:
+    """How a training went.
+
+    Args:
+        steps: optimiser steps, all in all.
+        epochs: passes over the data.
+        interrupted: whether Ctrl-C ended it.
+    """
+
+    steps: int
+    epochs: int
+    interrupted: bool
+
+
 def train(
     flow: Flow,
     splits: Splits,
@@ -57,7 +76,7 @@ def train(
     trainer: dict[str, Any] | None = None,
     loggers: Any = False,
     resume: bool = False,
-) -> pl.Trainer:
+) -> Training:
     """Fit ``flow`` in place; afterwards it holds the best validated weights, in ``eval()``.
 
     A training that ends before its first validation leaves the last weights (their average,
@@ -74,11 +93,12 @@ def train(
         resume: go on from ``checkpoints/last.ckpt``.
 
     Returns:
-        The trainer, whose ``interrupted`` tells of Ctrl-C.
+        Steps, epochs, and whether Ctrl-C ended the training.
 
     Raises:
         DivergenceError: the loss became NaN or infinite.
         DataError: nothing to resume.
+        ConfigurationError: Lightning refuses an argument of its trainer.
     """
     settings = optimisation or Optimisation()
     checkpoints = folder / "checkpoints"
@@ -124,15 +144,19 @@ def train(
     }
     arguments |= {key: value for key, value in (trainer or {}).items() if value is not None}
     with _quiet():
-        runner = pl.Trainer(callbacks=callbacks, **arguments)
+        try:
+            runner = pl.Trainer(callbacks=callbacks, **arguments)
+        except (MisconfigurationException, TypeError, ValueError) as error:
+            raise ConfigurationError(f"trainer: {error}") from error
         task = DensityTask(flow, settings, seed)
-        runner.fit(task, datamodule=data, ckpt_path=str(last) if resume else None)
+        with _stopping_on_interrupt(runner) as interrupted:
+            runner.fit(task, datamodule=data, ckpt_path=str(last) if resume else None)
     if best.best_model_path:
         state = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
         flow.load_state_dict(unwrap(state["state_dict"]))
     flow.enforce_bounds_()
     flow.eval()
-    return runner
+    return Training(runner.global_step, runner.current_epoch, bool(interrupted))
 
 
 def _initialise(flow: Flow, part: Part, rows: int, seed: int) -> None:
@@ -143,6 +167,32 @@ def _initialise(flow: Flow, part: Part, rows: int, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(mix_seed(seed, 4))
         flow.initialise_from(part.x[index].to(like), context)
+
+
+@contextmanager
+def _stopping_on_interrupt(runner: pl.Trainer) -> Iterator[list[int]]:
+    """Let a first Ctrl-C end the training after its step, so that everything is saved.
+
+    Yields:
+        A list that holds the signal once it came. A second one interrupts at once.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def stop(number: int, frame: object) -> None:
+        received.append(number)
+        runner.should_stop = True
+        signal.signal(signal.SIGINT, before)
+        print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr)
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -70,13 +70,17 @@ class ActNorm(Transform):
 
     @torch.no_grad()
     def initialise_from(self, x: Tensor, context: Tensor | None = None) -> None:
-        """Set shift and scale so that this batch comes out with mean 0 and variance 1."""
+        """Set shift and scale so that this batch comes out with mean 0 and variance 1.
+
+        A feature that is constant in the batch keeps its scale.
+        """
         if bool(self.initialised):
             return
         channels_last = x if self.event_dim == 1 else x.movedim(-3, -1)
         rows = channels_last.reshape(-1, self.features)
         self.shift.copy_(-rows.mean(0))
-        self.log_scale.copy_(-torch.log(rows.std(0, correction=0).clamp_min(1e-6)))
+        std = rows.std(0, correction=0)
+        self.log_scale.copy_(-torch.log(torch.where(std > 0, std, 1.0)))
         self.initialised.fill_(True)
 
     @torch.no_grad()

@@ -41,6 +41,8 @@ class Autoregressive(Transform):
         Papamakarios et al. 2017, arXiv:1705.07057.
     """
 
+    closed_form = True
+
     def __init__(
         self,
         features: int,

@@ -27,8 +27,7 @@ class Coupling(Transform):
         context: M, features of the context; 0 for none.
 
     Raises:
-        ConfigurationError: the mask has another length, or keeps nothing, or everything
-            of more than one feature.
+        ConfigurationError: the mask has another length, or keeps everything.
 
     Example:
         >>> x = torch.randn(4, 3)
@@ -38,6 +37,8 @@ class Coupling(Transform):
     Reference:
         Dinh et al. 2017, arXiv:1605.08803, section 3.2.
     """
+
+    closed_form = True
 
     def __init__(
         self,

@@ -80,10 +80,8 @@ class UniformDequantise(Transform):
         return Likelihood(Kind.LOWER_BOUND, stochastic=True)
 
     def certificates(self, name: str) -> list[BlockCertificate]:
-        """Return slopes of 1, those of ``x + u``; the rounding of ``inverse`` is not counted."""
-        return [
-            BlockCertificate(name, method="closed form (rounds down)", forward=1.0, inverse=1.0)
-        ]
+        """Return the slope of ``x + u``; ``inverse`` rounds down, which no slope bounds."""
+        return [BlockCertificate(name, method="closed form (rounds down)", forward=1.0)]
 
     def extra_repr(self) -> str:
         """Return the number of levels, for ``print``."""

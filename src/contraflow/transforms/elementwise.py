@@ -15,7 +15,7 @@ from contraflow.transform import BlockCertificate, Domain, Transform
 
 @register
 class Standardise(Transform):
-    """``z = (x - mean) / std`` with the statistics of the training data, not learned.
+    """``z = (x - mean) / std`` with statistics of the data, not learned.
 
     Args:
         features: D; ``initialise_from`` sets the statistics, before which it is the identity.
@@ -126,14 +126,20 @@ class Logit(Transform):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the logit."""
+        # p and 1 - p each from its own end: 1 - p would lose the digits near high.
         p = self.alpha + self._slope * (x - self.low)
-        z = torch.log(p) - torch.log1p(-p)
+        q = self.alpha + self._slope * (self.high - x)
+        z = torch.log(p) - torch.log(q)
         return z, self._ladj(z)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return x in the data's units."""
-        x = self.low + (torch.sigmoid(z) - self.alpha) / self._slope
-        return x, -self._ladj(z)
+        tail = (torch.sigmoid(-z.abs()) - self.alpha) / self._slope
+        x = torch.where(z > 0, self.high - tail, self.low + tail)
+        # Far out x rounds to the end of the open domain; the last number inside stands for it.
+        ends = torch.tensor([self.domain.low, self.domain.high], dtype=z.dtype, device=z.device)
+        inner = torch.nextafter(ends, ends.flip(0))
+        return x.clamp(inner[0], inner[1]), -self._ladj(z)
 
     def certificates(self, name: str) -> list[BlockCertificate]:
         """Return the inverse's largest slope; the logit itself is arbitrarily steep."""

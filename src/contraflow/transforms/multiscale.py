@@ -77,6 +77,7 @@ class SplitPrior(Transform):
     """
 
     event_dim = 3
+    closed_form = True
 
     def __init__(self, kept: int, factored: int) -> None:
         super().__init__()
@@ -209,7 +210,7 @@ class FactorOut(Transform):
             for c in self.inner.certificates(f"{name}.inner")
         ]
         if self.prior is not None:
-            found.append(BlockCertificate(f"{name}.prior"))
+            found += self.prior.certificates(f"{name}.prior")
         return found
 
     def initialise_from(self, x: Tensor, context: Tensor | None = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -116,13 +117,13 @@ class ResidualBlock(Transform):
 
         Differentiable once, by the implicit function theorem.
         """
-        x = self.solve_inverse(z, context).check(type(self).__name__).value
-        flat, batch, context = self._flatten(x, context)
+        target, batch, context = self._flatten(z, context)
         if noise is None:
-            noise = self.draw(flat.shape, flat)
+            noise = self.draw(target.shape, target)
         branch = self.branch.prepare(context)
+        flat = self._solve(branch, target).check(type(self).__name__).value
         if torch.is_grad_enabled():
-            gap = z.reshape(flat.shape) - flat - branch(flat)
+            gap = target - flat - branch(flat)
             with torch.no_grad():
                 _, fixed = linearize(branch, flat, self.event_dim)
             flat = attach_root(flat, gap, fixed, lipschitz=self.branch.lipschitz)
@@ -134,15 +135,25 @@ class ResidualBlock(Transform):
     def solve_inverse(self, z: Tensor, context: Tensor | None = None) -> Solution:
         """Return the root with its residual and proved error bound per row, no gradient."""
         flat, batch, context = self._flatten(z, context)
-        problem = _FixedPoint(self.branch.prepare(context), flat, self.event_dim)
+        return self._solve(self.branch.prepare(context), flat).reshape(batch)
+
+    @torch.no_grad()
+    def _solve(self, branch: PreparedBranch, z: Tensor) -> Solution:
         solution = solve(
-            problem,
-            flat,
+            _FixedPoint(branch, z, self.event_dim),
+            z,
             self.solver,
             lipschitz=self.branch.lipschitz,
             event_dim=self.event_dim,
         )
-        return solution.reshape(batch)
+        double = getattr(branch, "double", None)
+        if z.dtype == torch.float64 or double is None:
+            return solution
+        # Once more in float64, where the residual is not made of rounding.
+        x = solution.value.double()
+        gap = (z.double() - x - double()(x)).flatten(1).norm(dim=1)
+        bound = (gap / (1 - self.branch.lipschitz)).to(z.dtype)
+        return replace(solution, error_bound=bound)
 
     def _flatten(
         self, x: Tensor, context: Tensor | None

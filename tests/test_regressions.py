@@ -1,0 +1,240 @@
+"""Faults that were found in review; each test fails on the code as it was."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import contraflow as cf
+from contraflow.cli import main
+from contraflow.evaluation import evaluate_likelihood
+from contraflow.jacobian import linearize
+from contraflow.lipschitz import MLPBranch
+from contraflow.logdet import log_det_identity_plus
+from contraflow.nn import MADE
+from contraflow.solvers import Picard
+from contraflow.transforms import ActNorm, Logit, ResidualBlock
+
+TINY = [
+    "--model.tail", "1", "--model.hidden_features", "[8]", "--optimisation.batch_size", "400",
+    "--trainer.check_val_every_n_epoch", "1",
+]  # fmt: skip
+
+
+@cf.register
+class KeepsATensor(cf.Transform):
+    """Keeps numbers outside its state, where no file can hold them."""
+
+    closed_form = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = torch.nn.Parameter(torch.zeros(2))
+        self.matrix = 2 * torch.eye(2)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return x @ self.matrix + self.shift, x.new_full(x.shape[:-1], 2 * math.log(2))
+
+
+def test_loading_refuses_numbers_that_were_not_saved(tmp_path: Path) -> None:
+    flow = cf.Flow(KeepsATensor(), event_shape=(2,))
+    flow.save(tmp_path / "f.safetensors")
+    with pytest.raises(cf.LoadError, match=r"'matrix'.*register_buffer"):
+        cf.load(tmp_path / "f.safetensors")
+
+
+def test_a_transform_that_states_nothing_leaves_the_flow_uncertified() -> None:
+    class Own(cf.Transform):
+        pass
+
+    certificate = cf.certify(cf.Flow(Own(), event_shape=(2,)))
+    assert not certificate.certified
+    assert certificate.blocks[0].method == "nothing stated"
+
+
+def test_the_error_bound_in_float32_holds_under_large_hidden_activations() -> None:
+    torch.manual_seed(0)
+    branch = MLPBranch(2, (64,), "elu", 0.5)
+    with torch.no_grad():
+        first, last = branch.layers[0], branch.layers[1]
+        first.weight.mul_(20)
+        first.bias.copy_(torch.randn(64) * 100)
+        last.weight.mul_(20)
+        last.bias.sub_(branch.prepare()(torch.zeros(2)))  # centred
+    block = ResidualBlock(branch, solver=Picard())
+    z = torch.randn(256, 2)
+    solution = block.solve_inverse(z)
+    prepared = branch.prepare().double()
+    root = z.double()
+    for _ in range(200):
+        root = z.double() - prepared(root)
+    error = (solution.value.double() - root).norm(dim=-1)
+    assert bool((error <= 1.001 * solution.error_bound + 1e-12).all())
+
+
+def test_a_row_outside_the_support_stays_minus_infinity() -> None:
+    flow = cf.flows.ResidualFlow(shape=(1, 2, 2), num_bins=4, scales=0, tail=0).eval()
+    x = torch.zeros(2, 1, 2, 2)
+    x[1] = 9
+    estimate = cf.estimate_log_prob(flow, x, stderr=0.5)
+    assert estimate.value[0].isfinite()
+    assert estimate.value[1] == -math.inf
+    assert bool((estimate.stderr <= 0.5).all())
+
+
+def test_too_few_draws_for_an_error_are_refused() -> None:
+    flow = cf.flows.ResidualFlow(shape=(1, 2, 2), num_bins=4, scales=0, tail=0).eval()
+    for draws in (0, 3):
+        with pytest.raises(cf.ConfigurationError, match="max_draws"):
+            evaluate_likelihood(flow, torch.zeros(2, 1, 2, 2), max_draws=draws)
+
+
+def test_a_constant_feature_keeps_its_scale() -> None:
+    norm = ActNorm(2)
+    norm.initialise_from(torch.tensor([[0.0, 3.3], [2.0, 3.3]]))
+    assert norm.log_scale.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("bad", [torch.zeros(1, 2), torch.full((4, 2), math.nan)])
+def test_initialisation_refuses_what_has_no_statistics(bad: Tensor) -> None:
+    with pytest.raises(cf.DataError, match="2 or more finite rows"):
+        cf.flows.MAF(2).initialise_from(bad)
+
+
+def test_a_distribution_refuses_events_of_another_shape() -> None:
+    with pytest.raises(cf.ShapeError, match=r"\(5, 1\)"):
+        cf.flows.MAF(2)().log_prob(torch.zeros(5, 1))
+
+
+def test_the_logit_keeps_its_digits_near_both_ends() -> None:
+    logit = Logit(0.0, 256.0, 1e-6)
+    for value in (1e-4, 255.9999, 256.0001):
+        x = torch.tensor([[value]])
+        exact, _ = logit(x.double())
+        assert abs(logit(x)[0].item() - exact.item()) < 0.1
+    far = logit.inverse(torch.tensor([[40.0], [-40.0]]))[0]
+    assert bool(logit.domain.contains(far, 1).all())
+
+
+def test_a_negative_determinant_is_not_a_plausible_number() -> None:
+    matrix = -3 * torch.diag(torch.tensor([1.0, 0.1, 0.1, 0.1]))
+    assert log_det_identity_plus(matrix).isnan()
+
+
+def test_the_layers_follow_a_schedule_of_the_bound() -> None:
+    branch = MLPBranch(3, (16,), lipschitz=0.98)
+    with torch.no_grad():
+        for parameter in branch.parameters():
+            parameter.mul_(30)
+    for wanted in (0.5, 0.9):
+        branch.lipschitz = wanted
+        prepared = branch.prepare()
+        assert prepared.lipschitz == wanted
+        assert 0.99 * wanted < prepared.certified_bound() <= wanted
+
+
+def test_the_slope_of_elu_at_zero_is_one() -> None:
+    x = torch.zeros(1, requires_grad=True)
+    value, slope = cf.lipschitz.activation("elu").value_and_slope(x)
+    assert torch.autograd.grad(value.sum(), x)[0].item() == slope.item() == 1.0
+
+
+def test_every_feature_conditions_the_later_ones_in_a_narrow_net() -> None:
+    net = MADE(40, 1, (16,))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.uniform_(0.1, 1.0)
+    jacobian = torch.func.jacrev(lambda v: net(v)[..., 0])(torch.zeros(40))
+    assert bool((jacobian[39] != 0)[36:39].any())
+    assert bool((jacobian.triu() == 0).all())
+
+
+def test_views_keep_empty_containers_and_foreign_methods() -> None:
+    class Named(cf.Transform):
+        closed_form = True
+
+        def log_det(self) -> str:
+            return "mine"
+
+    inner = cf.Sequential()
+    assert isinstance(
+        cf.Flow(inner, event_shape=(2,)).using(solver=Picard()).transform, cf.Sequential
+    )
+    view = cf.Flow(Named(), event_shape=(2,)).using(log_det=cf.logdet.Exact())
+    assert view.transform.log_det() == "mine"  # pyright: ignore
+
+
+def test_integer_data_have_no_reparameterised_draws() -> None:
+    flow = cf.flows.ResidualFlow(shape=(1, 2, 2), num_bins=4, scales=0, tail=0)
+    assert not flow().has_rsample
+    with pytest.raises(cf.SupportError, match="no gradient"):
+        flow().rsample((2,))
+    assert cf.flows.MAF(2).rsample_and_log_prob(5)[0].shape == (5, 2)
+
+
+@pytest.mark.parametrize("solver", [Picard, cf.solvers.Newton])
+@pytest.mark.parametrize("wrong", [{"atol": 0.0}, {"atol": -1.0}, {"max_steps": 0}])
+def test_solvers_refuse_limits_that_cannot_be_met(solver: type, wrong: dict) -> None:
+    with pytest.raises(cf.ConfigurationError, match=next(iter(wrong))):
+        solver(**wrong)
+
+
+def test_autocast_does_not_reach_into_the_flow() -> None:
+    torch.manual_seed(0)
+    flow = cf.flows.ResidualFlow(6, transforms=2).eval()
+    x = torch.randn(8, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = flow.log_prob(x)
+    assert torch.equal(inside, flow.log_prob(x))
+
+
+def test_the_prepared_branch_is_the_same_in_float64() -> None:
+    torch.manual_seed(0)
+    prepared = MLPBranch(3, (16,), "cpila").prepare()
+    x = torch.randn(4, 3)
+    close = {"atol": 1e-6, "rtol": 0.0}
+    torch.testing.assert_close(prepared.double()(x.double()).float(), prepared(x), **close)
+    exact = linearize(prepared.double(), x.double())[1].dense().float()
+    torch.testing.assert_close(exact, linearize(prepared, x)[1].dense(), **close)
+
+
+def test_ctrl_c_ends_the_training_and_saves_it(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    words = ["train", "digits", "--out", str(tmp_path), "--name", "i", *TINY]
+
+    def press() -> None:
+        metrics = tmp_path / "i" / "checkpoints" / "last.ckpt"
+        while not metrics.exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=press, daemon=True).start()
+    assert main([*words, "--trainer.max_epochs", "100000"]) == 130
+    assert signal.getsignal(signal.SIGINT) is before
+    assert cf.load(tmp_path / "i" / "model.safetensors").kind == "lower_bound"
+
+
+def test_resuming_keeps_the_earlier_rows_of_the_log(tmp_path: Path) -> None:
+    words = ["train", "digits", "--out", str(tmp_path), "--name", "r", *TINY]
+    assert main([*words, "--trainer.max_epochs", "1"]) == 0
+    assert main([*words, "--trainer.max_epochs", "2", "--resume"]) == 0
+    with (tmp_path / "r" / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["val/loss"]]
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+
+
+@pytest.mark.parametrize("words", [["--trainer.accelerator", "foo"], ["--trainer.devices", "-7"]])
+def test_what_lightning_refuses_is_a_wrong_call(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(["train", "digits", "--out", str(tmp_path), *TINY, *words]) == 2
+    assert "trainer:" in capsys.readouterr().err
