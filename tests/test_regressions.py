@@ -18,7 +18,7 @@ import contraflow as cf
 from contraflow.cli import main
 from contraflow.evaluation import evaluate_likelihood
 from contraflow.jacobian import linearize
-from contraflow.lipschitz import MLPBranch
+from contraflow.lipschitz import LipschitzLinear, MLPBranch
 from contraflow.logdet import log_det_identity_plus
 from contraflow.nn import MADE
 from contraflow.solvers import Picard
@@ -65,7 +65,9 @@ def test_the_error_bound_in_float32_holds_under_large_hidden_activations() -> No
     torch.manual_seed(0)
     branch = MLPBranch(2, (64,), "elu", 0.5)
     with torch.no_grad():
-        first, last = branch.layers[0], branch.layers[1]
+        first, last = branch.layers
+        assert isinstance(first, LipschitzLinear)
+        assert isinstance(last, LipschitzLinear)
         first.weight.mul_(20)
         first.bias.copy_(torch.randn(64) * 100)
         last.weight.mul_(20)
@@ -201,10 +203,11 @@ def test_the_prepared_branch_is_the_same_in_float64() -> None:
     torch.manual_seed(0)
     prepared = MLPBranch(3, (16,), "cpila").prepare()
     x = torch.randn(4, 3)
-    close = {"atol": 1e-6, "rtol": 0.0}
-    torch.testing.assert_close(prepared.double()(x.double()).float(), prepared(x), **close)
+    torch.testing.assert_close(
+        prepared.double()(x.double()).float(), prepared(x), atol=1e-6, rtol=0
+    )
     exact = linearize(prepared.double(), x.double())[1].dense().float()
-    torch.testing.assert_close(exact, linearize(prepared, x)[1].dense(), **close)
+    torch.testing.assert_close(exact, linearize(prepared, x)[1].dense(), atol=1e-6, rtol=0)
 
 
 def test_ctrl_c_ends_the_training_and_saves_it(tmp_path: Path) -> None:
