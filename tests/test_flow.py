@@ -728,6 +728,8 @@ def test_build_refuses(config: dict[str, Any], words: str):
 class Halve(cf.Transform):
     """A user's own transform: not registered, named when loading."""
 
+    closed_form = True
+
     def __init__(self, times: int = 1) -> None:
         super().__init__()
         self.times = times

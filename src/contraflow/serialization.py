@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import threading
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,8 @@ def load(path: str | os.PathLike[str], *, types: Iterable[type] = ()) -> Flow:
     The structure is built without memory first and its shapes are compared with the file's,
     so that a damaged or hostile header cannot allocate more than the file holds.
 
+    A flow that is not certified is loaded with a warning that says so.
+
     Args:
         path: a file that ``save`` wrote.
         types: classes of your own that the file names, if they are not registered.
@@ -102,6 +105,12 @@ def load(path: str | os.PathLike[str], *, types: Iterable[type] = ()) -> Flow:
         )
     flow.load_state_dict(tensors, assign=True)
     _check_whole(path, flow)
+    if not certify(flow).certified:
+        warnings.warn(
+            f"{path}: this flow is NOT certified: print(certify(flow)) shows which block is not "
+            "proved, flow.enforce_bounds_() rescales contractive blocks.",
+            stacklevel=2,
+        )
     return flow.eval()
 
 

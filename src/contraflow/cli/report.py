@@ -62,9 +62,9 @@ def contents(folder: Run, data_root: str | None = None) -> ReportContents:
         metrics=read_metrics(folder.metrics) if folder.metrics.is_file() else (),
         evaluation=evaluation,
         certificate=certify(flow).to_json(),
-        data=start.numpy() if images else x.numpy(),
+        data=start.numpy(),
         samples=samples.numpy(),
-        reconstructions=back.numpy() if images else None,
+        reconstructions=back.numpy(),
         columns=columns,
         density=_density(flow, x) if not images and flow.size == 2 and context is None else None,
     )

@@ -185,7 +185,7 @@ def _likelihood(evaluation: Mapping[str, object] | None) -> str:
         rows.insert(1, ("Value in the paper's units", number(protocol, 6), "its own protocol"))
     draws = evaluation.get("draws")
     if draws is not None:
-        rows.append(("Dequantisation draws", number(draws), "for each example"))
+        rows.append(("Draws", number(draws), "evaluations of each example, noise of their own"))
     body = "".join(
         f'<tr><th scope="row">{html.escape(name)}</th>'
         f'<td class="number">{html.escape(value)}</td>'
