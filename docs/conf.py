@@ -24,3 +24,21 @@ napoleon_numpy_docstring = False
 
 html_theme = "furo"
 html_title = f"contraflow {release}"
+
+
+def escape_mathematics(app, what, name, obj, options, lines):
+    """Let docstrings write |x - x*| and [*B, D] as a reader of the source would."""
+    literal = False
+    for i, line in enumerate(lines):
+        if line.strip().startswith((">>>", "...")) or literal:
+            literal = bool(line.strip())
+            continue
+        literal = line.rstrip().endswith("::")
+        parts = line.split("``")  # every other part is a literal
+        parts[::2] = [part.replace("|", r"\|").replace("*", r"\*") for part in parts[::2]]
+        lines[i] = "``".join(parts)
+
+
+def setup(app):
+    # Before napoleon, which adds markup of its own.
+    app.connect("autodoc-process-docstring", escape_mathematics, priority=400)

@@ -95,7 +95,6 @@ class Transform(nn.Module):
 
     Attributes:
         event_dim: dimensions of an event of x.
-        latent_event_dim: dimensions of an event of z.
         closed_form: whether ``inverse`` inverts ``forward`` by its formula; a transform that
             does not say so, and gives no certificate of its own, leaves a flow uncertified.
         stochastic: whether ``forward`` and ``inverse`` take ``noise`` from ``draw``.

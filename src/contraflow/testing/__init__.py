@@ -1,7 +1,7 @@
 """The invariants of every transform, as a test kit for anybody's.
 
 A ``Case`` says what a transform takes and is able to do; each ``check_*`` raises an
-``AssertionError`` that says what was got and what was expected. In a test suite of your own:
+``AssertionError`` that says what was got and what was expected. In a test suite of your own::
 
     @pytest.mark.parametrize("name", INVARIANTS)
     def test_my_transform(name):
