@@ -30,10 +30,12 @@ from contraflow.registry import register
 
 @dataclass(frozen=True)
 class _TailLaw:
-    decay: float
-    exact_terms: int
-    defence: float
-    probes: int
+    """A law of the number of terms; a subclass spreads it over a batch."""
+
+    decay: float = 0.7
+    exact_terms: int = 2
+    defence: float = 0.02
+    probes: int = 1
 
     def __post_init__(self) -> None:
         name = type(self).__name__
@@ -54,6 +56,26 @@ class _TailLaw:
         k = torch.arange(length, dtype=torch.float64)
         tail = (1 - self.defence) * self.decay**k + self.defence * lipschitz**k
         return torch.cat([torch.ones(self.exact_terms, dtype=torch.float64), tail])[:length]
+
+    def draw(
+        self,
+        shape: torch.Size,
+        like: Tensor,
+        *,
+        lipschitz: float,
+        generator: torch.Generator | None = None,
+    ) -> Noise:
+        """Draw probes and terms for a batch ``[B, *E]``."""
+        probes, terms = [], []
+        for _ in range(self.probes):
+            probes.append(rademacher(shape, like, generator))
+            drawn = self._terms(shape[0], lipschitz, generator)
+            assert drawn.order is not None
+            terms.append(drawn._replace(order=drawn.order.to(like.device)))
+        return Noise(tuple(probes), tuple(terms))
+
+    def _terms(self, batch: int, lipschitz: float, generator: torch.Generator | None) -> Terms:
+        raise NotImplementedError(f"{type(self).__name__}._terms")
 
     def likelihood(self, size: int, lipschitz: float) -> Likelihood:
         """Tell that the value is unbiased."""
@@ -101,33 +123,15 @@ class Roulette(_TailLaw):
         [1.0, 1.0]
     """
 
-    decay: float = 0.7
-    exact_terms: int = 2
-    defence: float = 0.02
-    probes: int = 1
-
-    def draw(
-        self,
-        shape: torch.Size,
-        like: Tensor,
-        *,
-        lipschitz: float,
-        generator: torch.Generator | None = None,
-    ) -> Noise:
-        """Draw probes and lengths for a batch ``[B, *E]``; rows are ordered by length."""
-        probes, terms = [], []
-        for _ in range(self.probes):
-            probes.append(rademacher(shape, like, generator))
-            lengths = self.exact_terms + self._tail_lengths(shape[0], lipschitz, generator)
-            sorted_lengths, order = lengths.sort(descending=True)
-            longest = int(sorted_lengths[0]) if len(lengths) else 0
-            steps = torch.arange(1, longest + 1)
-            counts = len(lengths) - torch.searchsorted(sorted_lengths.flip(0), steps)
-            weights = 1 / self.survival(lipschitz, longest)
-            terms.append(
-                Terms(tuple(counts.tolist()), tuple(weights.tolist()), order.to(like.device))
-            )
-        return Noise(tuple(probes), tuple(terms))
+    def _terms(self, batch: int, lipschitz: float, generator: torch.Generator | None) -> Terms:
+        """Draw a length for each row; rows are ordered by length."""
+        lengths = self.exact_terms + self._tail_lengths(batch, lipschitz, generator)
+        sorted_lengths, order = lengths.sort(descending=True)
+        longest = int(sorted_lengths[0]) if batch else 0
+        steps = torch.arange(1, longest + 1)
+        counts = batch - torch.searchsorted(sorted_lengths.flip(0), steps)
+        weights = 1 / self.survival(lipschitz, longest)
+        return Terms(tuple(counts.tolist()), tuple(weights.tolist()), order)
 
 
 @register
@@ -149,28 +153,12 @@ class NestedRoulette(_TailLaw):
         ConfigurationError: a number is out of range.
     """
 
-    decay: float = 0.7
-    exact_terms: int = 2
-    defence: float = 0.02
-    probes: int = 1
-
-    def draw(
-        self,
-        shape: torch.Size,
-        like: Tensor,
-        *,
-        lipschitz: float,
-        generator: torch.Generator | None = None,
-    ) -> Noise:
-        """Draw probes and nested subsets for a batch ``[B, *E]``."""
-        probes, terms = [], []
-        for _ in range(self.probes):
-            probes.append(rademacher(shape, like, generator))
-            device = "cpu" if generator is None else generator.device
-            order = torch.randperm(shape[0], generator=generator, device=device)
-            counts, weights = self._nested(shape[0], lipschitz, generator)
-            terms.append(Terms(counts, weights, order.to(like.device)))
-        return Noise(tuple(probes), tuple(terms))
+    def _terms(self, batch: int, lipschitz: float, generator: torch.Generator | None) -> Terms:
+        """Draw a permutation, and how far its first row goes."""
+        device = "cpu" if generator is None else generator.device
+        order = torch.randperm(batch, generator=generator, device=device)
+        counts, weights = self._nested(batch, lipschitz, generator)
+        return Terms(counts, weights, order)
 
     def _nested(
         self, batch: int, lipschitz: float, generator: torch.Generator | None
