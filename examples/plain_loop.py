@@ -13,7 +13,9 @@ def main(steps: int = 300) -> None:
     generator = torch.Generator().manual_seed(0)
     moons = planar_set("moons")
     torch.manual_seed(0)
-    flow = cf.flows.ResidualFlow(features=2, transforms=4, hidden_features=(64, 64))
+    flow = cf.flows.ResidualFlow(
+        features=2, transforms=4, hidden_features=(64, 64), activation="sine"
+    )
     flow.initialise_from(moons.sample(1000, generator=generator))
     optimiser = torch.optim.Adam(flow.parameters(), lr=5e-3)
     for step in range(steps):
