@@ -16,7 +16,7 @@ from contraflow.kinds import Likelihood
 from contraflow.lipschitz import Branch, PreparedBranch
 from contraflow.logdet import Exact, LogDet, NestedRoulette, Roulette
 from contraflow.registry import register
-from contraflow.solvers import Newton, Picard, Solution, Solver, attach_root, solve
+from contraflow.solvers import Iterate, Newton, Picard, Solution, Solver, attach_root, solve
 from contraflow.transform import BlockCertificate, Transform
 
 
@@ -147,13 +147,29 @@ class ResidualBlock(Transform):
             event_dim=self.event_dim,
         )
         double = getattr(branch, "double", None)
-        if z.dtype == torch.float64 or double is None:
+        if z.dtype == torch.float64 or double is None or len(z) == 0:
             return solution
-        # Once more in float64, where the residual is not made of rounding.
-        x = solution.value.double()
-        gap = (z.double() - x - double()(x)).flatten(1).norm(dim=1)
-        bound = (gap / (1 - self.branch.lipschitz)).to(z.dtype)
-        return replace(solution, error_bound=bound)
+        return self._polish(solution, _FixedPoint(double(), z.double(), self.event_dim))
+
+    def _polish(self, solution: Solution, problem: _FixedPoint) -> Solution:
+        """Take one more step in float64, where the residual is not made of rounding.
+
+        The bound of the error is that residual's; a row whose residual does not fall keeps
+        its value.
+        """
+
+        def residual(x: Tensor) -> tuple[Tensor, Tensor]:
+            image = problem(x.double())
+            return image, (image - x).flatten(1).norm(dim=1)
+
+        x = solution.value
+        image, before = residual(x)
+        step = self.solver.step(problem, Iterate(x.double(), image)).to(x.dtype)
+        after = residual(step)[1]
+        better = after < before
+        value = torch.where(better.reshape(-1, *(1,) * self.event_dim), step, x)
+        bound = torch.where(better, after, before) / (1 - self.branch.lipschitz)
+        return replace(solution, value=value, error_bound=bound.to(x.dtype))
 
     def _flatten(
         self, x: Tensor, context: Tensor | None
