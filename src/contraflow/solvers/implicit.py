@@ -23,7 +23,7 @@ def attach_root(root: Tensor, gap: Tensor, jacobian: Jacobian, *, lipschitz: flo
         root: ``[B, *E]``, detached.
         gap: ``z - x - g(x)`` at the root, ``[B, *E]``, with its graph in z and in the weights
             of g but not in x.
-        jacobian: J at the root, without a graph.
+        jacobian: J at the root; only its values are used.
         lipschitz: bound of J.
 
     Raises:

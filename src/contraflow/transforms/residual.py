@@ -123,9 +123,8 @@ class ResidualBlock(Transform):
         branch = self.branch.prepare(context)
         flat = self._solve(branch, target).check(type(self).__name__).value
         if torch.is_grad_enabled():
-            gap = target - flat - branch(flat)
-            with torch.no_grad():
-                _, fixed = linearize(branch, flat, self.event_dim)
+            value, fixed = linearize(branch, flat, self.event_dim)
+            gap = target - flat - value
             flat = attach_root(flat, gap, fixed, lipschitz=self.branch.lipschitz)
         _, jacobian = linearize(branch, flat, self.event_dim)
         ladj = self.active_log_det(jacobian, noise, lipschitz=self.branch.lipschitz)
