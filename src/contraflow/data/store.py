@@ -78,6 +78,7 @@ class RowStore:
             self._file.close()
             return torch.frombuffer(data, dtype=like.dtype).reshape(size)
         mapped = np.memmap(self._file, dtype=self.dtype, mode="r+", shape=size)
+        self._file.close()  # the mapping has a descriptor of its own
         return torch.from_numpy(mapped)
 
 
