@@ -56,9 +56,9 @@ def test_the_noise_of_a_step_does_not_depend_on_the_global_generator() -> None:
     losses = []
     for seed in (0, 1):
         torch.manual_seed(seed)
-        losses.append(task._loss((x,), task._generator(1, 7, 0)).item())
+        losses.append(task._loss({"x": x}, task._generator(1, 7, 0)).item())
     assert losses[0] == losses[1]
-    assert task._loss((x,), task._generator(1, 8, 0)).item() != losses[0]
+    assert task._loss({"x": x}, task._generator(1, 8, 0)).item() != losses[0]
 
 
 def test_fit_takes_a_context_and_integer_levels() -> None:

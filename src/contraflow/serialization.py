@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import threading
+import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from contraflow import registry
+from contraflow._files import written_beside
 from contraflow._version import __version__
 from contraflow.errors import LoadError
 from contraflow.evaluation.certificate import certify
@@ -36,6 +37,8 @@ def save(
 
     Raises:
         ConfigurationError: a part is not registered.
+        OSError: the file cannot be written, for example because the disk is full; an earlier
+            file of that name is still there.
     """
     header = {
         "format": FORMAT,
@@ -46,18 +49,15 @@ def save(
     }
     tensors = {name: tensor.contiguous().cpu() for name, tensor in flow.state_dict().items()}
     header["digest"] = _digest(header["configuration"], tensors)
-    target = Path(path)
-    partial = target.with_name(f"{target.name}.{os.getpid()}-{threading.get_ident()}.partial")
-    try:
-        partial.touch()
-        mode = partial.stat().st_mode  # safetensors' own files are for the owner alone
-        save_file(tensors, partial, {"contraflow": json.dumps(header, allow_nan=False)})
-        partial.chmod(mode)
-        with partial.open("rb") as written:
-            os.fsync(written.fileno())
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with written_beside(path) as partial:
+        try:
+            save_file(tensors, partial, {"contraflow": json.dumps(header, allow_nan=False)})
+        except SafetensorError as error:
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            code = int(number[1])
+            raise OSError(code, os.strerror(code), os.fspath(path)) from error
 
 
 def load(path: str | os.PathLike[str], *, types: Iterable[type] = ()) -> Flow:

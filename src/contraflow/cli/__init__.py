@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,11 @@ COMMANDS = {
     "certify": "prove the Lipschitz bound of every block",
     "report": "write report.html",
 }
+
+_WRONG_PLACE = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR,
+    errno.ENAMETOOLONG,
+}  # fmt: skip
 
 _USAGE = (
     "usage: contraflow COMMAND [options]\n\n"
@@ -64,7 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             2,
         )
     except OSError as error:
-        return _complain(f"{error.filename or ''}: {error.strerror or error}", 1)
+        # A place that cannot be written to is a wrong call, a full disk a failed run.
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        return _complain(what, 2 if error.errno in _WRONG_PLACE else 1)
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from filelock import FileLock, Timeout
 
+from contraflow._files import written_beside
 from contraflow.data import Splits
 from contraflow.errors import ConfigurationError, nearest
 from contraflow.flow import Flow
@@ -51,6 +55,31 @@ class Run:
     def metrics(self) -> Path:
         """Return the training curves."""
         return self.folder / "metrics.csv"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Return what a resumed training goes on from."""
+        return self.folder / "checkpoints" / "last.ckpt"
+
+    @contextmanager
+    def exclusively(self) -> Iterator[None]:
+        """Make the folder and hold it: a second training into it is refused.
+
+        The system lets go of it when the process ends, however it ends.
+
+        Raises:
+            ConfigurationError: another process holds it, or it cannot be written to.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.folder / ".lock", timeout=0)
+            with lock:
+                yield
+        except Timeout:
+            raise ConfigurationError(
+                f"{self.folder}: another training is writing here; choose another --name, or wait "
+                "for its end."
+            ) from None
 
     def flow(self) -> Flow:
         """Load the model, in ``eval()`` mode."""
@@ -107,9 +136,8 @@ def open_run(path: str | os.PathLike[str]) -> Run:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON beside the target, then rename; NaN and infinity are refused."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-    os.replace(partial, path)
+    with written_beside(path) as partial:
+        partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def as_input(x: torch.Tensor, flow: Flow) -> torch.Tensor:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import os
 import platform
 import shlex
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from jsonargparse import ArgumentParser
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from jsonargparse import ArgumentParser, Namespace
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from contraflow import certify
+from contraflow._files import written_beside
 from contraflow._version import __version__
 from contraflow.cli._config import (
     add_model_and_data,
@@ -47,38 +45,53 @@ def run(words: Sequence[str]) -> int:
             raise ConfigurationError("train: expected a preset's name or a YAML file first.")
         parser.print_help()
         return 0
+    options = _options(parser, words)
+    folder = Run(Path(options.out) / options.name)
+    with folder.exclusively():
+        if folder.model.exists() and not options.resume:
+            raise ConfigurationError(
+                f"{folder.folder}: holds a trained model already; choose another --name, or go on "
+                "with --resume."
+            )
+        return _train(parser, options, folder, shlex.join(["contraflow", "train", *words]))
+
+
+def _options(parser: ArgumentParser, words: list[str]) -> Namespace:
+    """Return all options: the preset's, or those that a resumed run began with; then the words'."""
     source = preset_path(words[0])
     options = parser.parse_args(["--config", str(source), *words[1:]])
-    folder = Run(Path(options.out) / (options.name or source.stem))
-    if folder.model.exists() and not options.resume:
-        raise ConfigurationError(
-            f"{folder.folder}: holds a trained model already; choose another --name, or go on "
-            "with --resume."
-        )
+    name = options.name or source.stem
+    begun = Run(Path(options.out) / name).config
+    if options.resume and begun.is_file():
+        options = parser.parse_args(["--config", str(begun), *words[1:]])
+    options.name = name
+    return options
+
+
+def _train(parser: ArgumentParser, options: Namespace, folder: Run, command: str) -> int:
     set_data_root(options, options.data_root)
     splits = instantiate(parser, data=options.data).load()
     fit_model_to_data(options.model, splits)
     torch.manual_seed(options.seed)
     flow = instantiate(parser, model=options.model)
-    optimisation = Optimisation(**vars(options.optimisation))
-    folder.folder.mkdir(parents=True, exist_ok=True)
-    parser.save(options, str(folder.config), overwrite=True)
+    resume = options.resume and folder.checkpoint.is_file()
+    if options.resume and not resume:
+        print(f"{folder.folder}: no checkpoint yet, starting at step 0", file=sys.stderr)
+    with written_beside(folder.config) as partial:
+        parser.save(options, str(partial), overwrite=True)
     print(flow_summary(flow, splits), file=sys.stderr)
-
     started = time.monotonic()
-    earlier = read_rows(folder.metrics) if options.resume else []
     training = train(
         flow,
         splits,
         folder.folder,
-        optimisation=optimisation,
+        optimisation=Optimisation(**vars(options.optimisation)),
         seed=options.seed,
         trainer=vars(options.trainer),
-        loggers=_loggers(folder.folder),
-        resume=options.resume,
+        loggers=[TensorBoardLogger(folder.folder.parent, name=folder.folder.name, version="")],
+        resume=resume,
+        checkpoint_every=options.checkpoint_every,
     )
-    command = shlex.join(["contraflow", "train", *words])
-    prepend_rows(folder.metrics, earlier)
     finish(flow, splits, folder, training, command, time.monotonic() - started)
     return 130 if training.interrupted else 0
 
@@ -95,39 +108,13 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--data-root", type=str | None, default=None, help="folder of data sets")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    parser.add_argument(
+        "--checkpoint-every", type=float, default=60.0, help="seconds between two checkpoints"
+    )
     add_model_and_data(parser)
     parser.add_class_arguments(Optimisation, "optimisation")
     parser.add_class_arguments(pl.Trainer, "trainer", skip=_OURS, instantiate=False)
     return parser
-
-
-def _loggers(folder: Path) -> list[Any]:
-    return [
-        CSVLogger(folder.parent, name=folder.name, version=""),
-        TensorBoardLogger(folder.parent, name=folder.name, version=""),
-    ]
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Read the rows of a CSV file; none if it does not exist."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def prepend_rows(path: Path, earlier: list[dict[str, str]]) -> None:
-    """Put rows back before those of a resumed run, whose logger starts a new file."""
-    if not earlier:
-        return
-    rows = earlier + read_rows(path)
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, names, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(partial, path)
 
 
 def flow_summary(flow: Flow, splits: Splits) -> str:

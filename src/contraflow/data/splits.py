@@ -17,9 +17,11 @@ class Part:
     Args:
         x: data in their own units, ``[N, *event]``.
         context: what the density is conditioned on, ``[N, M]``; None if nothing.
+        weights: how much each row counts in a mean, ``[N]``, 0 or more; None for equal weights.
 
     Raises:
-        DataError: no row, no event dimension, or a context of another length.
+        DataError: no row, no event dimension, a context of another length, or weights that are
+            negative, not finite or all zero.
 
     Example:
         >>> part = Part(torch.zeros(5, 1, 8, 8))
@@ -29,6 +31,7 @@ class Part:
 
     x: Tensor
     context: Tensor | None = None
+    weights: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.x.ndim < 2 or self.x.numel() == 0:
@@ -44,6 +47,17 @@ class Part:
                 f"Part: got context of shape {list(context.shape)}, expected "
                 f"[{len(self.x)}, M], one row for each row of x."
             )
+        if self.weights is not None:
+            check_weights(self.weights, len(self.x))
+
+    def rows(self, index: Tensor | slice) -> Part:
+        """Return the part of these rows."""
+        context, weights = self.context, self.weights
+        return Part(
+            self.x[index],
+            None if context is None else context[index],
+            None if weights is None else weights[index],
+        )
 
     def __len__(self) -> int:
         return len(self.x)
@@ -124,6 +138,23 @@ class Source:
             DataError: the data are missing or malformed.
         """
         raise NotImplementedError(f"{type(self).__name__}.load")
+
+
+def check_weights(weights: Tensor, rows: int) -> None:
+    """Refuse weights that are no weights.
+
+    Raises:
+        DataError: their shape is not ``[rows]``, or they are negative, not finite or all zero.
+    """
+    if weights.shape != (rows,):
+        raise DataError(f"weights: got shape {list(weights.shape)}, expected [{rows}].")
+    bad = ~(weights.isfinite() & (weights >= 0))
+    if bool(bad.any()) or not bool((weights > 0).any()):
+        row = int(bad.nonzero()[0]) if bool(bad.any()) else 0
+        raise DataError(
+            f"weights: got {weights[row].item()} in row {row + 1} (counted from 1), expected "
+            "numbers of 0 or more that are not all 0."
+        )
 
 
 def _summary(tensor: Tensor | None) -> str:

@@ -92,10 +92,12 @@ class DensityTask(pl.LightningModule):
         if flow.transform.domain.integer:
             self.scale = 1 / (flow.size * math.log(2))
 
-    def _loss(self, batch: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
-        x, *context = batch
-        given = context[0] if context else None
-        return -self.flow.log_prob(x, given, generator=generator).mean() * self.scale
+    def _loss(self, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+        """Return the mean of ``weights * -log p``; weights have mean 1 over the training rows."""
+        losses = -self.flow.log_prob(batch["x"], batch.get("context"), generator=generator)
+        if "weights" in batch:
+            losses = losses * batch["weights"]
+        return losses.mean() * self.scale
 
     def _generator(self, *numbers: int) -> torch.Generator:
         return torch.Generator(self.device).manual_seed(mix_seed(self.seed, *numbers))
@@ -108,16 +110,18 @@ class DensityTask(pl.LightningModule):
                 "extreme values. The last checkpoint is intact."
             )
 
-    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
-        loss = self._loss(batch, self._generator(1, self.global_step, batch_idx, self.global_rank))
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        numbers = (1, self.global_step, batch_idx, self.global_rank)
+        torch.manual_seed(mix_seed(self.seed, 5, *numbers))  # of dropout and the like
+        loss = self._loss(batch, self._generator(*numbers))
         self._guard("training", loss)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         loss = self._loss(batch, self._generator(2, batch_idx, self.global_rank))
         self._guard("validation", loss)
-        self.log("val/loss", loss, prog_bar=True, batch_size=len(batch[0]), sync_dist=True)
+        self.log("val/loss", loss, prog_bar=True, batch_size=len(batch["x"]), sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         settings = self.optimisation

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -15,17 +16,23 @@ _EVALUATION_ROWS = 1024
 
 
 class _Rows(Dataset):
-    """A part that is indexed with a list of rows and returns ``(x, context)``."""
+    """A part that is indexed with a list of rows and returns them by name.
+
+    Weights are scaled to a mean of 1.
+    """
 
     def __init__(self, part: Part) -> None:
-        self.part = part
+        named = {"x": part.x, "context": part.context, "weights": part.weights}
+        if part.weights is not None:
+            named["weights"] = part.weights / part.weights.double().mean().to(part.weights)
+        self.rows = len(part)
+        self.named = {name: value for name, value in named.items() if value is not None}
 
     def __len__(self) -> int:
-        return len(self.part)
+        return self.rows
 
-    def __getitem__(self, index: list[int]) -> tuple[Tensor, ...]:
-        x = self.part.x[index]
-        return (x,) if self.part.context is None else (x, self.part.context[index])
+    def __getitem__(self, index: list[int]) -> dict[str, Tensor]:
+        return {name: value[index] for name, value in self.named.items()}
 
 
 class Batches(Sampler[list[int]]):
@@ -36,6 +43,10 @@ class Batches(Sampler[list[int]]):
         batch_size: rows a batch; with ``seed`` the incomplete last batch is dropped, unless
             it is the only one.
         seed: seed of the permutations; None for the rows in order.
+
+    Attributes:
+        start: batch that the next iteration begins with, once; the following begin with 0.
+        position: batches handed out in this epoch.
     """
 
     def __init__(self, rows: int, batch_size: int, seed: int | None = None) -> None:
@@ -43,6 +54,8 @@ class Batches(Sampler[list[int]]):
         self.batch_size = min(batch_size, rows)
         self.seed = seed
         self.epoch = 0
+        self.start = 0
+        self.position = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch's permutation; Lightning calls this."""
@@ -60,8 +73,26 @@ class Batches(Sampler[list[int]]):
         if self.seed is not None:
             generator = torch.Generator().manual_seed(mix_seed(self.seed, self.epoch))
             order = torch.randperm(self.rows, generator=generator)
-        for batch in range(len(self)):
+        start, self.start = self.start % len(self), 0
+        for batch in range(start, len(self)):
+            self.position = batch + 1
             yield order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
+
+
+class ResumableLoader(DataLoader):
+    """A loader that can go on in the middle of an epoch: its state is the number of batches."""
+
+    def __init__(self, part: Part, batches: Batches) -> None:
+        super().__init__(_Rows(part), sampler=batches, batch_size=None)
+        self.batches = batches
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how far the epoch is."""
+        return {"position": self.batches.position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Begin the next iteration there."""
+        self.batches.start = state["position"]
 
 
 def mix_seed(*numbers: int) -> int:
@@ -95,13 +126,10 @@ class SplitsModule(pl.LightningDataModule):
         self.batch_size = batch_size
         self.seed = seed
 
-    def _loader(self, part: Part, sampler: Batches) -> DataLoader:
-        return DataLoader(_Rows(part), sampler=sampler, batch_size=None)
-
     def train_dataloader(self) -> DataLoader:
         part = self.splits.train
-        return self._loader(part, Batches(len(part), self.batch_size, self.seed))
+        return ResumableLoader(part, Batches(len(part), self.batch_size, self.seed))
 
     def val_dataloader(self) -> DataLoader:
         part = self.splits.validation
-        return self._loader(part, Batches(len(part), _EVALUATION_ROWS))
+        return ResumableLoader(part, Batches(len(part), _EVALUATION_ROWS))

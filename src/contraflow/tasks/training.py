@@ -20,11 +20,14 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from contraflow.data import Part, Splits
 from contraflow.errors import ConfigurationError, DataError
 from contraflow.flow import Flow
+from contraflow.tasks.checkpoints import AtomicCheckpointIO, Latest, read_checkpoint
+from contraflow.tasks.curves import Curves
 from contraflow.tasks.density import DensityTask, Optimisation, WarmAverage, unwrap
 from contraflow.tasks.loaders import SplitsModule, mix_seed
 
@@ -76,62 +79,49 @@ def train(
     trainer: dict[str, Any] | None = None,
     loggers: Any = False,
     resume: bool = False,
+    checkpoint_every: float = 60.0,
 ) -> Training:
     """Fit ``flow`` in place; afterwards it holds the best validated weights, in ``eval()``.
 
     A training that ends before its first validation leaves the last weights (their average,
-    if one is kept).
+    if one is kept). Order and noise are functions of (seed, epoch) and (seed, step, rank), so
+    a training that was killed and resumed gives what an undisturbed one gives, to the last
+    digit on a CPU with the same number of threads.
 
     Args:
         flow: initialised from the training rows unless ``resume``.
         splits: the data.
-        folder: where ``checkpoints/`` is written.
+        folder: where ``metrics.csv`` and ``checkpoints/`` are written.
         optimisation: settings.
         seed: seed of order and noise.
         trainer: arguments of ``lightning.pytorch.Trainer``.
         loggers: Lightning loggers, or False.
         resume: go on from ``checkpoints/last.ckpt``.
+        checkpoint_every: seconds between two checkpoints; one is written at the end in any case.
 
     Returns:
         Steps, epochs, and whether Ctrl-C ended the training.
 
     Raises:
         DivergenceError: the loss became NaN or infinite.
-        DataError: nothing to resume.
-        ConfigurationError: Lightning refuses an argument of its trainer.
+        KeyboardInterrupt: a second Ctrl-C, or SIGTERM.
+        DataError: there is no checkpoint to resume from, or it is damaged.
+        ConfigurationError: Lightning refuses an argument of its trainer, or the checkpoint
+            belongs to another model.
     """
     settings = optimisation or Optimisation()
     checkpoints = folder / "checkpoints"
     last = checkpoints / "last.ckpt"
-    if resume and not last.is_file():
-        raise DataError(f"{last}: no checkpoint to resume from; train without --resume.")
+    folder.mkdir(parents=True, exist_ok=True)
     flow.train()
-    if not resume:
+    if resume:
+        _check_model(last, flow)
+    else:
         _initialise(flow, splits.train, settings.initial_rows, seed)
-    best = ModelCheckpoint(
-        checkpoints,
-        filename="best",
-        monitor="val/loss",
-        save_on_train_epoch_end=False,  # but after each validation
-        enable_version_counter=False,
-    )
-    latest = ModelCheckpoint(
-        checkpoints,
-        filename=last.stem,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
-    callbacks: list[Callback] = [best, latest]
-    if settings.ema_decay > 0:
-        callbacks.append(WarmAverage(settings.ema_decay))
-    if settings.patience is not None:
-        callbacks.append(
-            EarlyStopping("val/loss", patience=settings.patience, check_on_train_epoch_end=False)
-        )
-    progress = sys.stderr.isatty()
-    if not progress:
-        callbacks.append(ValidationLines())
     data = SplitsModule(splits, settings.batch_size, seed)
+    chosen = {key: value for key, value in (trainer or {}).items() if value is not None}
+    latest = Latest(last, checkpoint_every, chosen.pop("max_steps", -1))
+    progress = sys.stderr.isatty()
     arguments: dict[str, Any] = {
         "max_epochs": -1,
         "gradient_clip_val": 1.0,
@@ -141,22 +131,56 @@ def train(
         "log_every_n_steps": min(50, len(data.train_dataloader())),
         "logger": loggers,
         "default_root_dir": str(folder),
+        "plugins": [AtomicCheckpointIO()],
     }
-    arguments |= {key: value for key, value in (trainer or {}).items() if value is not None}
-    with _quiet():
+    arguments |= chosen
+    curves = Curves(folder / "metrics.csv", arguments["log_every_n_steps"])
+    best = ModelCheckpoint(
+        checkpoints,
+        filename="best",
+        monitor="val/loss",
+        save_on_train_epoch_end=False,  # but after each validation
+        enable_version_counter=False,
+    )
+    callbacks: list[Callback] = [curves, best, latest]
+    if settings.ema_decay > 0:
+        callbacks.append(WarmAverage(settings.ema_decay))
+    if settings.patience is not None:
+        callbacks.append(
+            EarlyStopping("val/loss", patience=settings.patience, check_on_train_epoch_end=False)
+        )
+    if not progress:
+        callbacks.append(ValidationLines())
+    with _quiet(), torch.random.fork_rng(devices=[]):
         try:
             runner = pl.Trainer(callbacks=callbacks, **arguments)
         except (MisconfigurationException, TypeError, ValueError) as error:
             raise ConfigurationError(f"trainer: {error}") from error
         task = DensityTask(flow, settings, seed)
-        with _stopping_on_interrupt(runner) as interrupted:
-            runner.fit(task, datamodule=data, ckpt_path=str(last) if resume else None)
+        with _stopping_on_interrupt(latest):
+            checkpoint = str(last) if resume else None
+            try:
+                runner.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+            except (SystemExit, SIGTERMException) as error:  # what Lightning makes of signals
+                raise KeyboardInterrupt from error
     if best.best_model_path:
-        state = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
+        state = read_checkpoint(checkpoints / "best.ckpt")
         flow.load_state_dict(unwrap(state["state_dict"]))
     flow.enforce_bounds_()
     flow.eval()
-    return Training(runner.global_step, runner.current_epoch, bool(interrupted))
+    return Training(runner.global_step, runner.current_epoch, latest.interrupted)
+
+
+def _check_model(path: Path, flow: Flow) -> None:
+    """Refuse a checkpoint of another model before Lightning does, at length."""
+    saved = unwrap(read_checkpoint(path)["state_dict"])
+    shapes = {name: tuple(value.shape) for name, value in saved.items()}
+    for name, value in flow.state_dict().items():
+        if shapes.get(name) != tuple(value.shape):
+            raise ConfigurationError(
+                f"{path}: belongs to another model: {name} has shape {shapes.get(name)} there, "
+                f"{tuple(value.shape)} here. Resume with the options that the run was started with."
+            )
 
 
 def _initialise(flow: Flow, part: Part, rows: int, seed: int) -> None:
@@ -170,27 +194,24 @@ def _initialise(flow: Flow, part: Part, rows: int, seed: int) -> None:
 
 
 @contextmanager
-def _stopping_on_interrupt(runner: pl.Trainer) -> Iterator[list[int]]:
+def _stopping_on_interrupt(latest: Latest) -> Iterator[None]:
     """Let a first Ctrl-C end the training after its step, so that everything is saved.
 
-    Yields:
-        A list that holds the signal once it came. A second one interrupts at once.
+    A second one interrupts at once.
     """
-    received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield received
+        yield
         return
     before = signal.getsignal(signal.SIGINT)
 
     def stop(number: int, frame: object) -> None:
-        received.append(number)
-        runner.should_stop = True
+        latest.interrupted = True
         signal.signal(signal.SIGINT, before)
         print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr)
 
     signal.signal(signal.SIGINT, stop)
     try:
-        yield received
+        yield
     finally:
         signal.signal(signal.SIGINT, before)
 

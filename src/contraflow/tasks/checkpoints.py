@@ -1,0 +1,132 @@
+"""Checkpoints from which a killed training goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
+
+from contraflow._files import written_beside
+from contraflow.errors import DataError
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Write a checkpoint beside its target, then rename: the target is always a whole file.
+
+    Lightning's own writer goes through the folder for temporary files, from where a move to
+    another disk is a copy that can be cut short.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        """Write, flush to the disk, rename."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with written_beside(path) as partial, partial.open("wb") as file:
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:  # torch says where its writer stopped, the system why
+                if isinstance(error.__context__, OSError):
+                    raise OSError(*error.__context__.args, str(path)) from error
+                raise
+
+
+class Latest(Checkpoint):
+    """Keep ``last.ckpt`` at moments from which Lightning resumes without a difference.
+
+    There are three: after a batch that neither ends its epoch nor is followed by a validation,
+    after a validation inside an epoch, and after a whole epoch; never while gradients are being
+    accumulated, for they are not saved. A checkpoint is written at the
+    first of them once ``every`` seconds have passed, and whenever training stops; then before
+    the validation that Lightning adds to a stop, which an undisturbed training does not have.
+
+    Args:
+        path: the file.
+        every: seconds between two checkpoints.
+        max_steps: optimiser steps after which training stops; -1 for no limit. (Lightning's
+            own limit changes how it resumes.)
+    """
+
+    def __init__(self, path: Path, every: float = 60.0, max_steps: int = -1) -> None:
+        self.path = path
+        self.every = every
+        self.max_steps = max_steps
+        self.interrupted = False  # set by a signal handler: stop after this batch
+        self._written = 0.0
+        self._validates = False
+        self._stops = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._written = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, idx: int
+    ) -> None:
+        if self.interrupted or 0 <= self.max_steps <= trainer.global_step:
+            trainer.should_stop = True
+        self._validates = _validation_is_due(trainer)
+        if _ends_epoch(trainer):
+            # Stop once the epoch is over: its end is the better moment, and comes at once.
+            self._stops = trainer.should_stop
+            trainer.should_stop = False
+        elif not self._validates:
+            self._save_if_due(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._validates and not _ends_epoch(trainer):
+            self._save_if_due(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if _ends_epoch(trainer):  # and was not left in the middle
+            trainer.should_stop |= self._stops
+            self._save_if_due(trainer)
+
+    def _save_if_due(self, trainer: pl.Trainer) -> None:
+        if trainer.fit_loop.epoch_loop._should_accumulate():
+            return
+        ending = trainer.should_stop or _ends_training(trainer)
+        if ending or time.monotonic() - self._written >= self.every:
+            trainer.save_checkpoint(self.path)
+            self._written = time.monotonic()
+
+
+def _ends_epoch(trainer: pl.Trainer) -> bool:
+    return trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+
+
+def _ends_training(trainer: pl.Trainer) -> bool:
+    limit = trainer.max_epochs
+    return limit is not None and 0 <= limit <= trainer.current_epoch + 1 and _ends_epoch(trainer)
+
+
+def _validation_is_due(trainer: pl.Trainer) -> bool:
+    """Tell whether a validation follows this batch by the schedule, stop or no stop."""
+    loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
+    assert fetcher is not None  # it exists while batches come
+    stopping, trainer.should_stop = trainer.should_stop, False
+    try:
+        return loop._should_check_val_fx(fetcher)
+    finally:
+        trainer.should_stop = stopping
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint on the CPU; nothing in it is executed.
+
+    Raises:
+        DataError: there is none, or it is damaged.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such checkpoint.") from None
+    except Exception as error:  # torch raises many types on a damaged file
+        raise DataError(
+            f"{path}: not a readable checkpoint ({str(error).splitlines()[0]}). Delete it to "
+            "start anew, or restore it from a copy."
+        ) from error
