@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import csv
 import math
+import multiprocessing
+import os
+import random
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +17,10 @@ import pytest
 import torch
 
 import contraflow as cf
+from contraflow.cli import main
 from contraflow.data import Part, Splits
 from contraflow.tasks import Optimisation, train
-from contraflow.tasks.checkpoints import Latest
+from contraflow.tasks.checkpoints import Latest, read_checkpoint
 
 EPOCHS = 2
 BATCHES = 6  # an epoch
@@ -163,3 +169,53 @@ def test_weights_decide_what_is_learned(tmp_path: Path) -> None:
     rows = csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines())
     losses = [float(row["val/loss"]) for row in rows if row["val/loss"]]
     assert min(losses) < 0.5 * math.log(2 * math.pi * math.e) + 0.2
+
+
+def test_thirty_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
+    """SIGKILL to the whole command, wherever it is: reading, training, validating, saving."""
+    words = [
+        "train", "checkerboard", "--out", str(tmp_path), "--checkpoint-every", "0",
+        "--data.num_train", "600", "--data.num_validation", "50", "--data.num_test", "50",
+        "--model.transforms", "1", "--model.hidden_features", "[8]",
+        "--optimisation.batch_size", "64", "--trainer.max_time", "null",
+        "--trainer.max_epochs", "10", "--trainer.val_check_interval", "4",
+        "--trainer.log_every_n_steps", "1",
+    ]  # fmt: skip
+    assert run_in_child([*words, "--name", "whole"], None) == 0
+    rng = random.Random(0)
+    seen = []
+    for _ in range(30):
+        code = run_in_child([*words, "--name", "killed", "--resume"], rng.uniform(0.0, 1.2))
+        assert code in (-signal.SIGKILL, 0)
+        model = tmp_path / "killed/model.safetensors"
+        if model.is_file():
+            cf.load(model)  # whole, or not there
+        last = tmp_path / "killed/checkpoints/last.ckpt"
+        if last.is_file():
+            seen.append(read_checkpoint(last)["global_step"])
+    assert seen == sorted(seen)  # the last good checkpoint always survives
+    assert len(set(seen)) > 3
+    assert run_in_child([*words, "--name", "killed", "--resume"], None) == 0
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert_equal_runs(
+        whole, cf.load(whole / "model.safetensors"), killed, cf.load(killed / "model.safetensors")
+    )
+
+
+def run_in_child(words: list[str], seconds: float | None) -> int:
+    """Run a command in a forked process and kill it after a while; return its exit code."""
+    child = multiprocessing.get_context("fork").Process(target=silent_main, args=(words,))
+    child.start()
+    child.join(seconds)
+    if child.is_alive() and child.pid is not None:
+        os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    assert child.exitcode is not None
+    return child.exitcode
+
+
+def silent_main(words: list[str]) -> None:
+    torch.set_num_threads(1)
+    with open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), 2)
+        sys.exit(main(words))
