@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from contraflow.domain import Domain
 from contraflow.flow import Flow
 from contraflow.jacobian import Jacobian, linearize
 from contraflow.lipschitz import Branch, LipschitzLinear, MLPBranch, PreparedLinear
@@ -20,7 +21,7 @@ from contraflow.logdet import Exact, LogDet, Noise, PowerSeries
 from contraflow.registry import register
 from contraflow.solvers import Picard
 from contraflow.testing import INVARIANTS, Case, randomise_
-from contraflow.transform import BlockCertificate, Domain, Sequential, Transform
+from contraflow.transform import BlockCertificate, Sequential, Transform
 from contraflow.transforms import ResidualBlock, UniformDequantise
 
 # torch's own, when torch.func.jvp is first called

@@ -16,6 +16,7 @@ from contraflow import (
     transforms,
 )
 from contraflow._version import __version__
+from contraflow.domain import Domain
 from contraflow.errors import (
     ConfigurationError,
     ContraflowError,
@@ -67,6 +68,7 @@ __all__ = [
     "ConvergenceError",
     "DataError",
     "DivergenceError",
+    "Domain",
     "DtypeError",
     "Estimate",
     "Flow",

@@ -168,8 +168,7 @@ class Flow(nn.Module):
         inside = None
         if not domain.unbounded:
             inside = domain.contains(x, len(self.event_shape))
-            mask = inside.reshape(-1, *(1,) * len(self.event_shape))
-            x = torch.where(mask, x, domain.some_value())
+            x = domain.replace_rows(x, inside)
         if noise is None and self.transform.stochastic and not torch.compiler.is_compiling():
             noise = self.transform.draw(x.shape, x, generator)
         # Log-determinants and norms need the flow's own precision, whatever surrounds them.
@@ -232,7 +231,7 @@ class Flow(nn.Module):
             ConvergenceError: a root missed its tolerance.
             SupportError: the data are integers, whose draws have no gradient.
         """
-        if self.transform.domain.integer:
+        if self.transform.domain.discrete:
             raise SupportError(
                 "rsample: draws of integer data are rounded and have no gradient; use sample(), "
                 "or the flow behind its dequantisation."
@@ -325,7 +324,7 @@ class Flow(nn.Module):
                 f"flow: got x of shape {tuple(x.shape)}; expected (*B, "
                 f"{', '.join(map(str, self.event_shape))})."
             )
-        if self.transform.domain.integer and not x.is_floating_point():
+        if self.transform.domain.discrete and not x.is_floating_point():
             x = x.to(self._like().dtype)
         self._check_dtype("x", x)
         context = self._check_context(context)
@@ -381,7 +380,7 @@ class FlowDistribution(Distribution):
     @property
     def has_rsample(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Tell whether draws have gradients: not those of integer data."""
-        return not self.flow.transform.domain.integer
+        return not self.flow.transform.domain.discrete
 
     @property
     def support(self) -> constraints.Constraint:  # pyright: ignore[reportIncompatibleVariableOverride]

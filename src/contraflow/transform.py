@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import constraints
 
+from contraflow.domain import Domain, ProductDomain
 from contraflow.errors import ShapeError
 from contraflow.kinds import Likelihood
 from contraflow.registry import register
@@ -36,54 +35,6 @@ class BlockCertificate:
     forward: float | None = None
     inverse: float | None = None
     contractive: bool = False
-
-
-@dataclass(frozen=True)
-class Domain:
-    """The set of one coordinate's values: the reals, an open interval, or a range of integers.
-
-    Args:
-        low: lower end.
-        high: upper end.
-        integer: whether only integers belong to it.
-
-    Example:
-        >>> Domain(0, 16, integer=True).contains(torch.tensor([[3.0, 16.0], [0.5, 1.0]]), 1)
-        tensor([ True, False])
-    """
-
-    low: float = -math.inf
-    high: float = math.inf
-    integer: bool = False
-
-    @property
-    def unbounded(self) -> bool:
-        """Tell whether every finite value belongs to the domain."""
-        return math.isinf(self.low) and math.isinf(self.high) and not self.integer
-
-    def contains(self, x: Tensor, event_dim: int) -> Tensor:
-        """Tell which rows of ``[*B, *E]`` lie in the domain, ``[*B]``."""
-        if self.integer:
-            inside = (x >= self.low) & (x <= self.high) & (x == x.round())
-        else:
-            inside = (x > self.low) & (x < self.high)
-        return inside.flatten(-event_dim).all(-1) if event_dim else inside
-
-    def some_value(self) -> float:
-        """Return one value inside, to stand in for values outside."""
-        if self.integer or math.isinf(self.low) or math.isinf(self.high):
-            return self.low if math.isfinite(self.low) else 0.0
-        return (self.low + self.high) / 2
-
-    def constraint(self, event_dim: int) -> constraints.Constraint:
-        """Return the domain as a ``torch.distributions`` constraint."""
-        if self.unbounded:
-            base: constraints.Constraint = constraints.real
-        elif self.integer:
-            base = constraints.integer_interval(int(self.low), int(self.high))
-        else:
-            base = constraints.interval(self.low, self.high)
-        return constraints.independent(base, event_dim)
 
 
 class Transform(nn.Module):
@@ -114,7 +65,7 @@ class Transform(nn.Module):
         return self.event_dim
 
     @property
-    def domain(self) -> Domain:
+    def domain(self) -> Domain | ProductDomain:
         """Return the set that each coordinate of x must lie in."""
         return Domain()
 
@@ -236,7 +187,7 @@ class Sequential(Transform):
         return self.transforms[-1].latent_event_dim if len(self) else 1
 
     @property
-    def domain(self) -> Domain:
+    def domain(self) -> Domain | ProductDomain:
         """Return the first part's domain."""
         return self.transforms[0].domain if len(self) else Domain()
 

@@ -1,4 +1,4 @@
-"""Public files fetched from their homes when asked for, and believed only if their hash is right."""
+"""Public files fetched from their homes, and believed only if their hash is right."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class RowStore:
         self.rows = 0
         self.in_memory = in_memory
         self._row_bytes = self.dtype.itemsize * math.prod(self.shape)
-        self._file = tempfile.SpooledTemporaryFile(max_size=in_memory)  # noqa: SIM115
+        self._file = tempfile.SpooledTemporaryFile(max_size=in_memory)
 
     def append(self, rows: np.ndarray) -> None:
         """Add ``[n, *shape]``, converted to the store's dtype.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from contraflow.flow import Flow
 from contraflow.transform import Sequential, Transform
-from contraflow.transforms import UniformDequantise
+from contraflow.transforms import Dequantise
 
 
 @torch.no_grad()
@@ -32,7 +32,7 @@ def reconstruct(
         ConvergenceError: a root missed its tolerance.
     """
     transform: Transform = flow.transform
-    if isinstance(transform, Sequential) and isinstance(transform[0], UniformDequantise):
+    if isinstance(transform, Sequential) and isinstance(transform[0], Dequantise):
         # The bijection begins after the noise.
         noise = transform[0].draw(x.shape, x, generator)
         x, _ = transform[0](x, context, noise=noise)

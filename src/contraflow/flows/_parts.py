@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from contraflow.domain import Domain
 from contraflow.errors import ConfigurationError
 from contraflow.transform import Sequential, Transform
 from contraflow.transforms import (
     ActNorm,
+    DequantiseColumns,
     FactorOut,
     Logit,
     MarginalSpline,
@@ -16,6 +18,7 @@ from contraflow.transforms import (
     SplitPrior,
     Squeeze,
     Standardise,
+    UnboundColumns,
     UniformDequantise,
 )
 
@@ -45,6 +48,7 @@ def preprocessing(
     alpha: float,
     value_range: tuple[float, float],
     marginals: int = 0,
+    support: Sequence[Domain] | None = None,
 ) -> list[Transform]:
     """Return the first transforms: from data units to the whole real line.
 
@@ -54,12 +58,21 @@ def preprocessing(
         alpha: edge of the logit.
         value_range: interval of real-valued images.
         marginals: knots of a spline that makes every marginal Gaussian; 0 for none.
+        support: domain of each column of a vector; None for the real line.
+
+    Raises:
+        ConfigurationError: the number of domains is not D, or the data are images or integers.
     """
     dims, size = len(event), math.prod(event)
     parts: list[Transform]
     bound = 5.0  # standard deviations
+    if support is not None and (num_bins is not None or dims != 1 or len(support) != size):
+        raise ConfigurationError(
+            f"support: got {len(support)} domains for events {tuple(event)} with "
+            f"num_bins={num_bins}; expected one for each column of a vector, without num_bins."
+        )
     if num_bins is None and dims == 1:
-        parts = [Standardise(size)]
+        parts = [*_to_real_line(support or ()), Standardise(size)]
     else:
         low, high = (0.0, float(num_bins)) if num_bins is not None else value_range
         parts = [UniformDequantise(num_bins, dims)] if num_bins is not None else []
@@ -69,6 +82,15 @@ def preprocessing(
         spline = MarginalSpline(size, marginals, bound)
         flat = (size,)
         parts += [spline] if dims == 1 else [Reshape(event, flat), spline, Reshape(flat, event)]
+    return parts
+
+
+def _to_real_line(support: Sequence[Domain]) -> list[Transform]:
+    parts: list[Transform] = []
+    if any(column.integer for column in support):
+        parts.append(DequantiseColumns(support))
+    if not all(column.unbounded for column in support):
+        parts.append(UnboundColumns(support))
     return parts
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from contraflow.domain import Domain
 from contraflow.flow import Flow
 from contraflow.flows._parts import event_shape_of, preprocessing, pyramid
 from contraflow.lipschitz import ConvBranch, MLPBranch
@@ -30,6 +31,9 @@ class InvertibleResNet(Flow):
         hidden_features: widths of fully connected blocks.
         activation: a name in ``lipschitz.ACTIVATIONS``.
         lipschitz: bound L of every branch.
+        support: domain of each column of a vector, ``Domain(low, high, integer)``; None for
+            the real line. Bounded columns get a bijection of their own, integers are
+            dequantised.
         shape: C, H, W, for images.
         num_bins: levels of integer data 0 ... n-1; None for real values.
         value_range: interval of real-valued images.
@@ -58,6 +62,7 @@ class InvertibleResNet(Flow):
         activation: str = "elu",
         lipschitz: float = 0.9,
         *,
+        support: Sequence[Domain] | None = None,
         shape: Sequence[int] | None = None,
         num_bins: int | None = None,
         value_range: tuple[float, float] = (0.0, 1.0),
@@ -76,7 +81,7 @@ class InvertibleResNet(Flow):
             branch = ConvBranch(inner, hidden_channels, (3, 1, 3), activation, lipschitz, context)
             return ResidualBlock(branch, log_det or series, None, solver)
 
-        parts = preprocessing(event, num_bins, alpha, value_range)
+        parts = preprocessing(event, num_bins, alpha, value_range, support=support)
         if len(event) == 3:
             parts += pyramid(event, scales, transforms, image_block, factor_out=True)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from contraflow.domain import Domain
 from contraflow.flow import Flow
 from contraflow.flows._parts import event_shape_of, preprocessing
 from contraflow.registry import register
@@ -20,6 +21,9 @@ class MAF(Flow):
         context: M, features of the context; 0 for an unconditional density.
         transforms: layers, each after an ActNorm.
         hidden_features: widths of the masked conditioners.
+        support: domain of each column of a vector, ``Domain(low, high, integer)``; None for
+            the real line. Bounded columns get a bijection of their own, integers are
+            dequantised.
 
     Example:
         >>> MAF(features=3, transforms=2).log_prob(torch.zeros(4, 3)).shape
@@ -35,9 +39,10 @@ class MAF(Flow):
         context: int = 0,
         transforms: int = 5,
         hidden_features: Sequence[int] = (128, 128),
+        support: Sequence[Domain] | None = None,
     ) -> None:
         event = event_shape_of(features, None)
-        parts = preprocessing(event, None, 0.05, (0.0, 1.0))
+        parts = preprocessing(event, None, 0.05, (0.0, 1.0), support=support)
         natural = list(range(features))
         for k in range(transforms):
             order = natural[::-1] if k % 2 else natural

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from contraflow.domain import Domain
 from contraflow.errors import ConfigurationError
 from contraflow.flow import Flow
 from contraflow.flows._parts import event_shape_of, preprocessing
@@ -21,6 +22,9 @@ class RealNVP(Flow):
         context: M, features of the context; 0 for an unconditional density.
         transforms: couplings, each after an ActNorm.
         hidden_features: widths of the conditioners.
+        support: domain of each column of a vector, ``Domain(low, high, integer)``; None for
+            the real line. Bounded columns get a bijection of their own, integers are
+            dequantised.
 
     Raises:
         ConfigurationError: fewer than two features.
@@ -39,6 +43,7 @@ class RealNVP(Flow):
         context: int = 0,
         transforms: int = 8,
         hidden_features: Sequence[int] = (128, 128),
+        support: Sequence[Domain] | None = None,
     ) -> None:
         event = event_shape_of(features, None)
         if features < 2:
@@ -46,7 +51,7 @@ class RealNVP(Flow):
                 f"RealNVP: features={features}; expected 2 or more, so that one part can "
                 "condition the other. Use MAF for one feature."
             )
-        parts = preprocessing(event, None, 0.05, (0.0, 1.0))
+        parts = preprocessing(event, None, 0.05, (0.0, 1.0), support=support)
         for k in range(transforms):
             mask = [(i + k) % 2 == 0 for i in range(features)]
             parts += [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from contraflow.domain import Domain
 from contraflow.flow import Flow
 from contraflow.flows._parts import event_shape_of, preprocessing, pyramid
 from contraflow.lipschitz import ConvBranch, MLPBranch
@@ -36,6 +37,9 @@ class ResidualFlow(Flow):
         marginals: knots of a learned spline a feature, between preprocessing and blocks, that
             starts at the map which makes the feature's marginal Gaussian; 0 for none. Helps
             wherever marginals look like histograms.
+        support: domain of each column of a vector, ``Domain(low, high, integer)``; None for
+            the real line. Bounded columns get a bijection of their own, integers are
+            dequantised.
         shape: C, H, W, for images.
         num_bins: levels of integer data 0 ... n-1; None for real values.
         value_range: interval of real-valued images.
@@ -66,6 +70,7 @@ class ResidualFlow(Flow):
         mixing: bool = True,
         marginals: int = 0,
         *,
+        support: Sequence[Domain] | None = None,
         shape: Sequence[int] | None = None,
         num_bins: int | None = None,
         value_range: tuple[float, float] = (0.0, 1.0),
@@ -88,7 +93,7 @@ class ResidualFlow(Flow):
             mix = [LULinear(size, whiten=index == 0)] if mixing else []
             return [ActNorm(size), *mix, ResidualBlock(branch, log_det, None, solver)]
 
-        parts = preprocessing(event, num_bins, alpha, value_range, marginals)
+        parts = preprocessing(event, num_bins, alpha, value_range, marginals, support)
         vector_blocks = transforms
         if len(event) == 3:
             parts += pyramid(event, scales, transforms, image_block, factor_out=False)

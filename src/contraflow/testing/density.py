@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from contraflow.domain import Domain
 from contraflow.testing._compare import flow_of, prepared, require
 from contraflow.testing.registry import Case
 
@@ -67,8 +68,8 @@ def _axes(case: Case, context: Tensor | None, points: int) -> list[Tensor]:
         image = case.transform.inverse(latent, given)[0]
         low, high = image.min(0).values, image.max(0).values
     else:
-        low = torch.full((case.size,), domain.low, dtype=torch.float64)
-        high = torch.full((case.size,), domain.high, dtype=torch.float64)
+        assert isinstance(domain, Domain)  # a product's columns have densities of their own
+        low, high = (torch.full((case.size,), end, dtype=torch.float64) for end in domain.ends)
     return [
         torch.linspace(a, b, points + 1, dtype=torch.float64)
         for a, b in zip(low.tolist(), high.tolist(), strict=True)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from contraflow.domain import Domain
 from contraflow.flow import Flow
 from contraflow.flows import MAF, InvertibleResNet, RealNVP, ResidualFlow
 from contraflow.lipschitz import ACTIVATIONS, ConvBranch, LipschitzLinear, MLPBranch
@@ -25,6 +26,7 @@ from contraflow.transforms import (
     ActNorm,
     Autoregressive,
     Coupling,
+    DequantiseColumns,
     FactorOut,
     Logit,
     LULinear,
@@ -35,6 +37,7 @@ from contraflow.transforms import (
     SplitPrior,
     Squeeze,
     Standardise,
+    UnboundColumns,
     UniformDequantise,
 )
 
@@ -102,14 +105,12 @@ class Case:
             return self.sampler(generator, rows, scale).to(self.dtype)
         domain = self.transform.domain
         shape = (rows, *self.event_shape)
-        if domain.integer:
-            levels = int(domain.high - domain.low) + 1
+        if isinstance(domain, Domain) and domain.integer:
+            levels = int(domain.high or 0) - int(domain.low or 0) + 1
             return torch.randint(levels, shape, generator=generator).to(self.dtype) + domain.low
         normal = scale * _normal(shape, generator)
         if not domain.unbounded:
-            # Stay off the ends of the interval, where no round trip can be exact.
-            share = 0.1 + 0.8 * torch.sigmoid(normal)
-            normal = domain.low + (domain.high - domain.low) * share
+            normal = domain.place(normal)  # off the ends, where no round trip can be exact
         return normal.to(self.dtype)
 
     def z(self, generator: torch.Generator, rows: int, scale: float = 1.0) -> Tensor:
@@ -328,6 +329,12 @@ CASES: dict[str, Callable[[torch.Generator], Case]] = {
     "inverse": lambda rng: _case(Inverse(Autoregressive(3, context=2)), (3,), rng, (2,)),
     "inverse-residual": lambda rng: _case(
         Inverse(ResidualBlock(MLPBranch(2, (8, 6), lipschitz=0.8))), (2,), rng, iterative=True
+    ),
+    "dequantise-columns": lambda rng: _case(
+        DequantiseColumns([Domain(), Domain(-2, 4, integer=True)]), (2,), rng, bijective=False
+    ),
+    "unbound-columns": lambda rng: _case(
+        UnboundColumns([Domain(), Domain(-1.0), Domain(None, 2.0), Domain(-1.0, 3.0)]), (4,), rng
     ),
     "uniform-dequantise": lambda rng: _case(UniformDequantise(7), (3,), rng, bijective=False),
     # flows

@@ -2,8 +2,9 @@
 
 from contraflow.transforms.actnorm import ActNorm
 from contraflow.transforms.autoregressive import Autoregressive
+from contraflow.transforms.columns import DequantiseColumns, UnboundColumns
 from contraflow.transforms.coupling import Coupling
-from contraflow.transforms.dequantise import UniformDequantise
+from contraflow.transforms.dequantise import Dequantise, UniformDequantise
 from contraflow.transforms.elementwise import Logit, Reshape, Standardise
 from contraflow.transforms.linear import LULinear
 from contraflow.transforms.marginal import MarginalSpline
@@ -17,6 +18,8 @@ __all__ = [
     "Affine",
     "Autoregressive",
     "Coupling",
+    "Dequantise",
+    "DequantiseColumns",
     "FactorOut",
     "LULinear",
     "Logit",
@@ -28,5 +31,6 @@ __all__ = [
     "SplitPrior",
     "Squeeze",
     "Standardise",
+    "UnboundColumns",
     "UniformDequantise",
 ]

@@ -8,14 +8,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from contraflow.domain import Domain
 from contraflow.errors import ConfigurationError
 from contraflow.kinds import Kind, Likelihood
 from contraflow.registry import register
-from contraflow.transform import BlockCertificate, Domain, Transform
+from contraflow.transform import BlockCertificate, Transform
+
+
+class Dequantise(Transform):
+    """Noise that turns integers into real numbers: no bijection, its inverse rounds down."""
+
+    stochastic = True
+
+    def draw(
+        self, shape: torch.Size, like: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Draw u, ``[B, *E]``, uniform on [0, 1)."""
+        device = like.device if generator is None else generator.device
+        return torch.rand(shape, generator=generator, device=device, dtype=like.dtype).to(
+            like.device
+        )
+
+    def likelihood(self, shape: Sequence[int]) -> Likelihood:
+        """Tell that the value is a lower bound."""
+        return Likelihood(Kind.LOWER_BOUND, stochastic=True)
+
+    def certificates(self, name: str) -> list[BlockCertificate]:
+        """Return the slope of ``x + u``; ``inverse`` rounds down, which no slope bounds."""
+        return [BlockCertificate(name, method="closed form (rounds down)", forward=1.0)]
 
 
 @register
-class UniformDequantise(Transform):
+class UniformDequantise(Dequantise):
     """``z = x + u``, u uniform on [0, 1): levels 0 ... n-1 become the interval [0, n).
 
     The only transform that is no bijection: a log-density of z, averaged over u, is a lower
@@ -35,8 +59,6 @@ class UniformDequantise(Transform):
         Theis et al. 2016, arXiv:1511.01844, section 3.1.
     """
 
-    stochastic = True
-
     def __init__(self, num_bins: int, event_dim: int = 1) -> None:
         super().__init__()
         if num_bins < 2:
@@ -48,15 +70,6 @@ class UniformDequantise(Transform):
     def domain(self) -> Domain:
         """Return the integers 0 ... n-1."""
         return Domain(0, self.num_bins - 1, integer=True)
-
-    def draw(
-        self, shape: torch.Size, like: Tensor, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """Draw u, ``[B, *E]``."""
-        device = like.device if generator is None else generator.device
-        return torch.rand(shape, generator=generator, device=device, dtype=like.dtype).to(
-            like.device
-        )
 
     def forward(
         self, x: Tensor, context: Tensor | None = None, *, noise: Any = None
@@ -74,14 +87,6 @@ class UniformDequantise(Transform):
         """Return the level below z, kept inside 0 ... n-1; ladj is 0."""
         batch = z.shape[: z.ndim - self.event_dim]
         return z.floor().clamp(0, self.num_bins - 1), z.new_zeros(batch)
-
-    def likelihood(self, shape: Sequence[int]) -> Likelihood:
-        """Tell that the value is a lower bound."""
-        return Likelihood(Kind.LOWER_BOUND, stochastic=True)
-
-    def certificates(self, name: str) -> list[BlockCertificate]:
-        """Return the slope of ``x + u``; ``inverse`` rounds down, which no slope bounds."""
-        return [BlockCertificate(name, method="closed form (rounds down)", forward=1.0)]
 
     def extra_repr(self) -> str:
         """Return the number of levels, for ``print``."""

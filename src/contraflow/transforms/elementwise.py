@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from contraflow.domain import Domain
 from contraflow.errors import ConfigurationError, ShapeError
 from contraflow.registry import register
-from contraflow.transform import BlockCertificate, Domain, Transform
+from contraflow.transform import BlockCertificate, Transform
 
 
 @register
@@ -137,9 +138,7 @@ class Logit(Transform):
         tail = (torch.sigmoid(-z.abs()) - self.alpha) / self._slope
         x = torch.where(z > 0, self.high - tail, self.low + tail)
         # Far out x rounds to the end of the open domain; the last number inside stands for it.
-        ends = torch.tensor([self.domain.low, self.domain.high], dtype=z.dtype, device=z.device)
-        inner = torch.nextafter(ends, ends.flip(0))
-        return x.clamp(inner[0], inner[1]), -self._ladj(z)
+        return self.domain.clamp(x), -self._ladj(z)
 
     def certificates(self, name: str) -> list[BlockCertificate]:
         """Return the inverse's largest slope; the logit itself is arbitrarily steep."""
