@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -113,5 +114,7 @@ def fit_model_to_data(model: Namespace, splits: Splits) -> None:
             arguments["shape"] = list(event)
     if "num_bins" in arguments and arguments["num_bins"] is None:
         arguments["num_bins"] = splits.num_bins
+    if arguments.get("support", ...) is None and splits.support is not None:
+        arguments["support"] = [asdict(domain) for domain in splits.support]
     if splits.context_features and not arguments.get("context"):
         arguments["context"] = splits.context_features

@@ -5,7 +5,7 @@ from contraflow.data.digits import Digits
 from contraflow.data.mnist import Mnist, read_idx
 from contraflow.data.planar import Planar
 from contraflow.data.splits import Part, Source, Splits
-from contraflow.data.table import Table, read_table
+from contraflow.data.tabular import Table, TableFile, open_table, read_table
 
 __all__ = [
     "Bsds300",
@@ -20,6 +20,8 @@ __all__ = [
     "Source",
     "Splits",
     "Table",
+    "TableFile",
+    "open_table",
     "read_idx",
     "read_table",
 ]

@@ -7,6 +7,7 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
+from contraflow.domain import Domain
 from contraflow.errors import DataError
 
 
@@ -81,10 +82,12 @@ class Splits:
         context_columns: names of the entries of the context; None if unnamed or absent.
         num_bins: x holds the integers 0, ..., num_bins - 1, to be dequantised; None for
             continuous data.
+        support: domain of each column of a flat event; None for the real line.
 
     Raises:
-        DataError: the parts disagree in event shape, dtype or context; a name is missing or
-            given twice; or a level lies outside 0, ..., num_bins - 1.
+        DataError: the parts disagree in event shape, dtype, context or having weights; a name
+            is missing or given twice; a level lies outside 0, ..., num_bins - 1; or the
+            number of domains is not that of the columns.
 
     Example:
         >>> part = Part(torch.zeros(5, 2), context=torch.zeros(5, 3))
@@ -101,6 +104,7 @@ class Splits:
     columns: tuple[str, ...] | None = None
     context_columns: tuple[str, ...] | None = None
     num_bins: int | None = None
+    support: tuple[Domain, ...] | None = None
 
     def __post_init__(self) -> None:
         expected = _signature(self.train)
@@ -113,6 +117,8 @@ class Splits:
         flat = self.event_shape[0] if len(self.event_shape) == 1 else None
         _check_names(self.name, "columns", self.columns, flat)
         _check_names(self.name, "context_columns", self.context_columns, self.context_features)
+        if self.support is not None and len(self.support) != flat:
+            raise DataError(f"{self.name}: got {len(self.support)} domains for {flat} columns.")
         if self.num_bins is not None:
             for part in (self.train, self.validation, self.test):
                 _check_levels(self.name, part.x, self.num_bins)
@@ -167,7 +173,7 @@ def _signature(part: Part) -> tuple[object, ...]:
     """What all parts of one data set share."""
     context = part.context
     of_context = None if context is None else (context.shape[1], context.dtype)
-    return part.x.shape[1:], part.x.dtype, of_context
+    return part.x.shape[1:], part.x.dtype, of_context, part.weights is None
 
 
 def _check_names(
