@@ -1,19 +1,32 @@
 """Data sources: read, split, name columns; nothing else."""
 
+from contraflow.data.binarized_mnist import BinarizedMnist
+from contraflow.data.binning import bin_levels
+from contraflow.data.cifar import Cifar10, Cifar100
 from contraflow.data.digits import Digits
-from contraflow.data.mnist import Mnist, read_idx
+from contraflow.data.idx import read_idx
+from contraflow.data.image_folder import ImageFolder
+from contraflow.data.mnist import FashionMnist, Mnist
 from contraflow.data.planar import Planar
 from contraflow.data.splits import Part, Source, Splits
+from contraflow.data.svhn import Svhn
 from contraflow.data.table import Table, read_table
 
 __all__ = [
+    "BinarizedMnist",
+    "Cifar10",
+    "Cifar100",
     "Digits",
+    "FashionMnist",
+    "ImageFolder",
     "Mnist",
     "Part",
     "Planar",
     "Source",
     "Splits",
+    "Svhn",
     "Table",
+    "bin_levels",
     "read_idx",
     "read_table",
 ]
