@@ -1,6 +1,5 @@
 """Data sources: what they read, how they split, and every error they can meet."""
 
-import gzip
 import pickle
 import sys
 
@@ -9,7 +8,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from contraflow.data import Digits, Mnist, Part, Planar, Splits, Table, read_idx, read_table
+from contraflow.data import Digits, Mnist, Part, Planar, Splits, Table, read_table
 from contraflow.distributions.planar import planar_set
 from contraflow.errors import ConfigurationError, ConvergenceError, DataError, nearest
 
@@ -131,118 +130,6 @@ def test_digits_without_sklearn_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(DataError, match="pip install scikit-learn"):
         Digits().load()
-
-
-# mnist -----------------------------------------------------------------------------------------
-
-
-def idx_bytes(array: np.ndarray) -> bytes:
-    sizes = np.array(array.shape, dtype=">u4").tobytes()
-    return bytes([0, 0, 8, array.ndim]) + sizes + array.astype(np.uint8).tobytes()
-
-
-def images(count: int, seed: int) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    return rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
-
-
-TRAIN, TEST = "train-images-idx3-ubyte", "t10k-images-idx3-ubyte"
-
-
-@pytest.fixture
-def root(tmp_path, monkeypatch):
-    """A data root with 12 training and 5 test images, and no variable set."""
-    monkeypatch.delenv("CONTRAFLOW_DATA", raising=False)
-    folder = tmp_path / "MNIST" / "raw"
-    folder.mkdir(parents=True)
-    (folder / TRAIN).write_bytes(idx_bytes(images(12, seed=0)))
-    (folder / TEST).write_bytes(idx_bytes(images(5, seed=1)))
-    return tmp_path
-
-
-def test_mnist_round_trip(root):
-    splits = Mnist(root, num_validation=3).load()
-    train = torch.from_numpy(images(12, seed=0)).unsqueeze(1)
-    assert torch.equal(splits.train.x, train[:9])
-    assert torch.equal(splits.validation.x, train[9:])
-    assert torch.equal(splits.test.x, torch.from_numpy(images(5, seed=1)).unsqueeze(1))
-    assert splits.train.x.dtype == torch.uint8
-    assert (splits.event_shape, splits.num_bins, splits.name) == ((1, 28, 28), 256, "mnist")
-
-
-@pytest.mark.parametrize("packed", [True, False])
-def test_mnist_lies_in_the_root_itself_packed_or_not(tmp_path, root, packed):
-    flat = tmp_path / "flat"
-    flat.mkdir()
-    for name in (TRAIN, TEST):
-        data = (root / "MNIST" / "raw" / name).read_bytes()
-        if packed:
-            (flat / f"{name}.gz").write_bytes(gzip.compress(data))
-        else:
-            (flat / name).write_bytes(data)
-    expected = Mnist(root, num_validation=3).load()
-    assert torch.equal(Mnist(str(flat), num_validation=3).load().train.x, expected.train.x)
-
-
-def test_mnist_root_from_the_environment(root, monkeypatch):
-    with pytest.raises(DataError, match=r"CONTRAFLOW_DATA is not set.*Download train-images"):
-        Mnist(num_validation=3).load()
-    monkeypatch.setenv("CONTRAFLOW_DATA", str(root))
-    assert len(Mnist(num_validation=3).load().train) == 9
-    with pytest.raises(DataError, match=r"root names.*nowhere, which does not exist.*Download"):
-        Mnist(root / "nowhere").load()  # the argument wins
-    monkeypatch.setenv("CONTRAFLOW_DATA", str(root / "nowhere"))
-    with pytest.raises(DataError, match="the variable CONTRAFLOW_DATA names"):
-        Mnist().load()
-    monkeypatch.setenv("CONTRAFLOW_DATA", "")
-    with pytest.raises(DataError, match="is not set"):
-        Mnist().load()
-
-
-def test_mnist_missing_file_says_where_it_looked(root):
-    (root / "MNIST" / "raw" / TEST).unlink()
-    with pytest.raises(DataError, match=rf"found none of .*raw.{TEST}.*{TEST}\.gz.*Download"):
-        Mnist(root, num_validation=3).load()
-
-
-def test_mnist_validation_must_leave_something(root):
-    with pytest.raises(DataError, match="got 12 training images and num_validation=12"):
-        Mnist(root, num_validation=12).load()
-    with pytest.raises(ConfigurationError, match="num_validation=0"):
-        Mnist(root, num_validation=0)
-
-
-GOOD = idx_bytes(images(12, seed=0))
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (b"", "bad magic number, got bytes none"),
-        (b"\x00\x00\x0d\x03" + GOOD[4:], "bad magic number, got bytes 00 00 0d 03"),
-        (b"<htm" + GOOD[4:], "bad magic number"),
-        (GOOD[:9], "got 9 bytes, expected 16 or more"),
-        (GOOD[:-1], f"got {len(GOOD) - 1} bytes, expected {len(GOOD)} for sizes"),
-        (GOOD + b"\x00", f"got {len(GOOD) + 1} bytes, expected {len(GOOD)}"),
-        (idx_bytes(np.zeros((12, 32, 32))), r"got sizes \[12, 32, 32\], expected \[N, 28, 28\]"),
-        (idx_bytes(np.zeros(12)), r"got sizes \[12\]"),
-        (idx_bytes(np.zeros((0, 28, 28))), "N >= 1"),
-    ],
-)
-def test_mnist_damaged_file(root, data, message):
-    (root / "MNIST" / "raw" / TRAIN).write_bytes(data)
-    with pytest.raises(DataError, match=message):
-        Mnist(root, num_validation=3).load()
-
-
-@pytest.mark.parametrize("damage", [lambda d: d[:-9], lambda d: b"no gzip", lambda d: b""])
-def test_idx_damaged_gzip(tmp_path, damage):
-    path = tmp_path / "images.gz"
-    path.write_bytes(damage(gzip.compress(GOOD)))
-    with pytest.raises(DataError, match=r"images\.gz"):
-        read_idx(path)
-    path.write_bytes(gzip.compress(GOOD))
-    assert read_idx(path).shape == (12, 28, 28)
 
 
 # table -----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Public files fetched from their homes, and believed only if their hash is right."""
+"""Public files fetched from their homes when asked for, believed only if their hash is right."""
 
 from __future__ import annotations
 
@@ -41,10 +41,15 @@ def download(remotes: list[Remote], folder: Path) -> None:
         folder: where to; made if it is missing.
 
     Raises:
-        DataError: a file cannot be fetched, or is not the published one.
+        DataError: a file cannot be fetched, or is not the published one; or pooch is missing.
     """
-    import pooch
-
+    try:
+        import pooch
+    except ImportError as error:
+        raise DataError(
+            f"download: files are fetched by pooch, which cannot be imported ({error}). Install "
+            "it: pip install pooch."
+        ) from error
     for remote in remotes:
         processor = None
         if remote.unpack:

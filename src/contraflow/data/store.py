@@ -24,6 +24,8 @@ class RowStore:
     mapped at the end: a data set larger than memory can be indexed like any tensor, and the
     system frees the space when the process ends, however it ends.
 
+    As a context it gives its file back if the rows never come to their end.
+
     Args:
         shape: shape of one row.
         dtype: dtype of the rows.
@@ -49,6 +51,12 @@ class RowStore:
         self._row_bytes = self.dtype.itemsize * math.prod(self.shape)
         self._file = tempfile.SpooledTemporaryFile(max_size=in_memory)
 
+    def __enter__(self) -> RowStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()  # what was mapped stays
+
     def append(self, rows: np.ndarray) -> None:
         """Add ``[n, *shape]``, converted to the store's dtype.
 
@@ -57,7 +65,7 @@ class RowStore:
         """
         rows = np.ascontiguousarray(rows, self.dtype).reshape(-1, *self.shape)
         try:
-            self._file.write(memoryview(rows).cast("B"))
+            self._file.write(rows.data.cast("B"))
         except OSError as error:
             raise DataError(
                 f"data: {self.rows * self._row_bytes / 1e9:.1f} GB of rows were put into "
