@@ -16,7 +16,7 @@ from contraflow.data.benchmarks._protocol import (
     moments,
 )
 from contraflow.data.splits import Source, Splits
-from contraflow.data.table import read_table
+from contraflow.data.tabular import read_table
 
 _COLUMNS = 43
 _ROWS = (29_556, 3_284, 3_648)

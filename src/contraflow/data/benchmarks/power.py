@@ -15,7 +15,7 @@ from contraflow.data.benchmarks._protocol import (
     moments,
 )
 from contraflow.data.splits import Source, Splits
-from contraflow.data.table import read_table
+from contraflow.data.tabular import read_table
 
 _SUB_METERS = ("sub_metering_1", "sub_metering_2", "sub_metering_3")
 _COLUMNS = ("global_active_power", "voltage", *_SUB_METERS, "time")

@@ -54,11 +54,13 @@ class ColumnStatistics:
     def add(self, values: np.ndarray) -> np.ndarray:
         """Take in finite float64 ``[n, D]``; return them in float32."""
         total = self.rows + len(values)
-        mean = values.mean(0)
-        delta = mean - self.mean
-        # Chan, Golub and LeVeque 1979: two pieces' sums of squares.
-        self._squares += ((values - mean) ** 2).sum(0) + delta**2 * self.rows * len(values) / total
-        self.mean += delta * len(values) / total
+        with np.errstate(over="ignore", invalid="ignore"):  # float32 is checked later
+            mean = values.mean(0)
+            delta = mean - self.mean
+            # Chan, Golub and LeVeque 1979: two pieces' sums of squares.
+            between = delta**2 * (self.rows * len(values) / total)
+            self._squares += ((values - mean) ** 2).sum(0) + between
+            self.mean += delta * (len(values) / total)
         for side, of_piece in (("low", values.min(0)), ("high", values.max(0))):
             self._count_end(side, of_piece, (values == of_piece).sum(0))
         self.whole &= (values == np.round(values)).all(0)
@@ -86,8 +88,7 @@ class ColumnStatistics:
             modelled: columns of x; the others are only conditioned on.
 
         Raises:
-            DataError: a modelled column is constant, equals another column or a linear function
-                of it, or would be blurred by float32.
+            DataError: a modelled column is constant, or would be blurred by float32.
         """
         self._check_float32(path)
         self._check_constant(path, set(modelled))
@@ -120,14 +121,14 @@ class ColumnStatistics:
             )
 
     def _check_twins(self, path: object, modelled: set[int]) -> None:
-        pairs = self._twins()
-        bad = [pair for pair in pairs if modelled & set(pair)]
-        if bad:
-            shown = ", ".join(f"{self.names[i]!r} and {self.names[j]!r}" for i, j in bad[:10])
-            raise DataError(
-                f"{path}: {count(len(bad), 'pair')} of columns where one is a linear function of "
-                f"the other: {shown}. Together they have no density: leave one of each pair out "
-                "with exclude."
+        pairs = [pair for pair in self._twins() if modelled & set(pair)]
+        if pairs:
+            shown = ", ".join(f"{self.names[i]!r} and {self.names[j]!r}" for i, j in pairs[:10])
+            warnings.warn(
+                f"{path}: {count(len(pairs), 'pair')} of columns where one is a linear function of "
+                f"the other: {shown}. Together they have no density, and the likelihood will grow "
+                "without bound: leave one of each pair out with exclude.",
+                stacklevel=3,
             )
 
     def _twins(self) -> list[tuple[int, int]]:

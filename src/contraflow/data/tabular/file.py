@@ -167,7 +167,8 @@ def open_table(path: str | os.PathLike[str]) -> TableFile:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
     except ImportError as error:
         raise DataError(
-            f"{path}: needs the package {error.name!r}. Install it: pip install 'contraflow[train]'."
+            f"{path}: needs the package {error.name!r}; install the extra: "
+            "pip install 'contraflow[train]'."
         ) from error
     raise DataError(
         f"{path}: got a file of type {path.suffix or 'without an ending'!r}, expected .csv, "

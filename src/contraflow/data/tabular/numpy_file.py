@@ -145,8 +145,8 @@ def _exactly(file: IO[bytes], size: int) -> bytes:
 def _check_array(path: Path, what: str, dtype: np.dtype, shape: tuple[int, ...]) -> None:
     if dtype.kind not in "fiu":
         raise DataError(
-            f"{path}: {what} holds values of dtype {dtype}, expected real numbers; "
+            f"{path}: {what} has values of dtype {dtype}, expected real numbers; "
             "write array.astype(numpy.float64)."
         )
     if len(shape) == 0 or 0 in shape[1:]:
-        raise DataError(f"{path}: {what} has shape {list(shape)}, expected [N] or [N, D].")
+        raise DataError(f"{path}: {what} has the shape {list(shape)}, expected [N] or [N, D].")

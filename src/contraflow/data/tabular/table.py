@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,10 +105,13 @@ class Table(Source):
 
         Raises:
             DataError: the file or a column is missing; a value is text, NaN, missing or
-                infinite; rows are ragged or too few; a modelled column is constant or a linear
-                function of another; float32 would blur a column; weights are negative; or
-                values lie outside declared bounds.
+                infinite; rows are ragged or too few; a modelled column is constant; float32 would
+                blur a column; weights are negative; or values lie outside declared bounds.
         """
+        with ExitStack() as stack:
+            return self._load(stack)
+
+    def _load(self, stack: ExitStack) -> Splits:
         file = open_table(self.path)
         roles = self._roles(file)
         statistics = ColumnStatistics(roles.names)
@@ -120,7 +124,7 @@ class Table(Source):
         self._check_weights(statistics)
         domains = self._supports(file).domains(self.path, statistics, roles.x)
         warn_of_atoms(self.path, statistics, roles.x, domains or [Domain()] * len(roles.x))
-        parts = {label: _Collected(roles) for label in labels}
+        parts = {label: _Collected(roles, stack) for label in labels}
         for label, tensor in rows.items():
             shares = [] if label else self._shares()
             self._distribute(tensor.numpy(), shares, parts, label)
@@ -184,8 +188,8 @@ class Table(Source):
         if min([*wanted, left]) < 1:
             raise DataError(
                 f"{self.path}: too few rows: {len(rows)} give {left} to train on and "
-                f"{wanted} to hold out, expected at least one of each. Add rows, or raise the "
-                "fractions."
+                f"{' and '.join(map(str, wanted))} to validate and test, expected at least one of "
+                "each. Add rows, or raise the fractions."
             )
         start = 0
         for labels in split_rows(len(rows), [share for _, share in shares], seed=self.seed):
@@ -208,11 +212,12 @@ class _Roles:
 class _Collected:
     """The rows of one part, by role."""
 
-    def __init__(self, roles: _Roles) -> None:
+    def __init__(self, roles: _Roles, stack: ExitStack) -> None:
         self.roles = roles
-        self.x = RowStore((len(roles.x),), np.float32)
-        self.context = RowStore((len(roles.context),), np.float32)
-        self.weights = RowStore((), np.float32)
+        self.x, self.context, self.weights = (
+            stack.enter_context(RowStore(shape, np.float32))
+            for shape in ((len(roles.x),), (len(roles.context),), ())
+        )
 
     def append(self, rows: np.ndarray) -> None:
         self.x.append(rows[:, self.roles.x])
@@ -233,10 +238,10 @@ class _Collected:
 
 
 def _read(file: TableFile, names: Sequence[str], statistics: ColumnStatistics) -> torch.Tensor:
-    store = RowStore((len(names),), np.float32)
-    for values in file.chunks(names):
-        store.append(statistics.add(values))
-    return store.tensor()
+    with RowStore((len(names),), np.float32) as store:
+        for values in file.chunks(names):
+            store.append(statistics.add(values))
+        return store.tensor()
 
 
 def _as_names(names: Names) -> tuple[str, ...]:
