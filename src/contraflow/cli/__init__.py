@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from contraflow._version import __version__
 from contraflow.errors import (
@@ -19,20 +20,29 @@ COMMANDS = {
     "train": "train a preset, a YAML file or a table",
     "evaluate": "likelihood of held-out data, with kind and errors",
     "sample": "draw samples into a picture or a table",
+    "score": "log-densities of a file's rows, streamed",
     "certify": "prove the Lipschitz bound of every block",
     "report": "write report.html",
+    "completion": "print a script that completes these words in your shell",
 }
 
 _USAGE = (
     "usage: contraflow COMMAND [options]\n\n"
     "Normalizing flows with certified invertibility.\n\ncommands:\n"
-    + "".join(f"  {name:<10}{text}\n" for name, text in COMMANDS.items())
+    + "".join(f"  {name:<12}{text}\n" for name, text in COMMANDS.items())
     + "\ncontraflow COMMAND --help shows the options of one.\n"
 )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(
+    arguments: Sequence[str] | None = None,
+    importing: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> int:
     """Run one command.
+
+    Args:
+        arguments: the words after ``contraflow``; those of the process if not given.
+        importing: entered while the command's modules are imported, which takes seconds.
 
     Returns:
         0 for success, 2 for a wrong call or bad input, 1 for a failed run, 130 when
@@ -47,10 +57,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     command = words.pop(0)
     if command not in COMMANDS:
-        return _complain(f"no command {command!r}{nearest(command, COMMANDS)}\n\n{_USAGE}", 2)
+        hint = nearest(command, COMMANDS) or "; see contraflow --help"
+        return _complain(f"no command {command!r}{hint}", 2)
     try:
         # A command imports what it needs and no more: certify does not wait for Lightning.
-        return importlib.import_module(f"contraflow.cli.{command}").run(words)
+        with importing():
+            module = importlib.import_module(f"contraflow.cli.{command}")
+        return module.run(words)
+    except SystemExit as stop:  # jsonargparse, after it printed a help or a configuration
+        return stop.code if isinstance(stop.code, int) else 0
     except (ConvergenceError, DivergenceError) as error:
         return _complain(str(error), 1)
     except ContraflowError as error:

@@ -3,52 +3,49 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import platform
 import shlex
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
-from jsonargparse import ArgumentParser
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from contraflow import certify
 from contraflow._version import __version__
 from contraflow.cli._config import (
-    add_model_and_data,
     fit_model_to_data,
     instantiate,
     preset_path,
     set_data_root,
 )
 from contraflow.cli._run import Run, as_input, write_json
+from contraflow.cli._train_options import is_help, read_options, train_help, train_parser
 from contraflow.data import Splits
 from contraflow.errors import ConfigurationError
 from contraflow.flow import Flow
 from contraflow.report import save_samples
 from contraflow.tasks import Optimisation, Training, train
 
-_OURS: set[str | int] = {  # arguments of Trainer that the run's folder decides
-    "logger", "callbacks", "default_root_dir", "fast_dev_run", "barebones", "enable_checkpointing",
-}  # fmt: skip
-
 
 def run(words: Sequence[str]) -> int:
     """Train, certify and save; returns 130 when interrupted."""
     words = list(words)
-    parser = _parser()
-    if not words or words[0].startswith("-"):
-        if not {"-h", "--help"} & set(words):
-            raise ConfigurationError("train: expected a preset's name or a YAML file first.")
-        parser.print_help()
+    if is_help(words):
+        print(train_help(words), end="")
         return 0
+    if not words or words[0].startswith("-"):
+        raise ConfigurationError("train: expected a preset's name or a YAML file first.")
     source = preset_path(words[0])
-    options = parser.parse_args(["--config", str(source), *words[1:]])
+    parser = train_parser()
+    options = read_options(parser, source, words[1:])
+    as_json = options.pop("json")  # how to print is no part of the configuration
     folder = Run(Path(options.out) / (options.name or source.stem))
     if folder.model.exists() and not options.resume:
         raise ConfigurationError(
@@ -67,38 +64,32 @@ def run(words: Sequence[str]) -> int:
 
     started = time.monotonic()
     earlier = read_rows(folder.metrics) if options.resume else []
-    training = train(
-        flow,
-        splits,
-        folder.folder,
-        optimisation=optimisation,
-        seed=options.seed,
-        trainer=vars(options.trainer),
-        loggers=_loggers(folder.folder),
-        resume=options.resume,
-    )
+    with redirect_stdout(sys.stderr):  # Lightning's progress bar would mix with our JSON
+        training = train(
+            flow,
+            splits,
+            folder.folder,
+            optimisation=optimisation,
+            seed=options.seed,
+            trainer=vars(options.trainer),
+            loggers=_loggers(folder.folder),
+            resume=options.resume,
+        )
     command = shlex.join(["contraflow", "train", *words])
     prepend_rows(folder.metrics, earlier)
-    finish(flow, splits, folder, training, command, time.monotonic() - started)
+    seconds = time.monotonic() - started
+    certified = finish(flow, splits, folder, training, command, seconds)
+    if as_json:
+        print(json.dumps({
+            "run": str(folder.folder),
+            "model": str(folder.model),
+            "steps": training.steps,
+            "epochs": training.epochs,
+            "interrupted": training.interrupted,
+            "certified": certified,
+            "seconds": round(seconds, 1),
+        }))  # fmt: skip
     return 130 if training.interrupted else 0
-
-
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="contraflow train",
-        usage="contraflow train PRESET|FILE.yaml [options]",
-        description="Train a flow. Options override those of the preset, for example "
-        "--model.lipschitz 0.9 --optimisation.learning_rate 5e-4 --trainer.max_time 00:00:03:00.",
-    )
-    parser.add_argument("--name", type=str | None, default=None, help="name of the run")
-    parser.add_argument("--out", type=str, default="runs", help="folder of all runs")
-    parser.add_argument("--data-root", type=str | None, default=None, help="folder of data sets")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
-    add_model_and_data(parser)
-    parser.add_class_arguments(Optimisation, "optimisation")
-    parser.add_class_arguments(pl.Trainer, "trainer", skip=_OURS, instantiate=False)
-    return parser
 
 
 def _loggers(folder: Path) -> list[Any]:
@@ -142,8 +133,8 @@ def flow_summary(flow: Flow, splits: Splits) -> str:
 
 def finish(
     flow: Flow, splits: Splits, run: Run, training: Training, command: str, seconds: float
-) -> None:
-    """Certify, save and draw samples."""
+) -> bool:
+    """Certify, save and draw samples; returns whether the flow is certified."""
     certificate = certify(flow)
     metadata = {
         "command": command,
@@ -171,6 +162,7 @@ def finish(
     )
     verdict = "certified" if certificate.certified else "NOT certified"
     print(f"{run.folder}: saved after {training.steps} steps, {verdict}", file=sys.stderr)
+    return certificate.certified
 
 
 def environment() -> dict[str, str]:
