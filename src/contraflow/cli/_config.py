@@ -45,22 +45,59 @@ def preset_path(name: str) -> Path:
 
 
 def read_preset(name: str) -> dict[str, Any]:
-    """Return a preset as plain data."""
-    return yaml.safe_load(preset_path(name).read_text())
+    """Return a preset as plain data.
+
+    Raises:
+        ConfigurationError: it is no text, no YAML, or no mapping; the message names the line.
+    """
+    path = preset_path(name)
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path}: no text ({error.reason}).") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = "" if mark is None else f":{mark.line + 1}"
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigurationError(f"{path}{where}: not YAML: {problem}.") from None
+    if not isinstance(settings, dict):
+        found = "is empty" if settings is None else f"holds a {type(settings).__name__}"
+        raise ConfigurationError(f"{path}: {found}; expected a mapping of options.")
+    return settings
+
+
+def yaml_line(path: Path, key: str) -> int | None:
+    """Return the line of a YAML file on which a key stands first, counted from 1."""
+
+    def search(node: yaml.Node | None) -> int | None:
+        if isinstance(node, yaml.MappingNode):
+            for name, value in node.value:
+                if name.value == key:
+                    return name.start_mark.line + 1
+                if (found := search(value)) is not None:
+                    return found
+        return None
+
+    return search(yaml.compose(path.read_text(encoding="utf-8")))
 
 
 def add_model_and_data(parser: ArgumentParser) -> None:
     """Add the options that name the flow and its data."""
     from_file = jsonargparse.ActionConfigFile  # pyright: ignore[reportPrivateImportUsage]
-    parser.add_argument("--config", action=from_file, help="a YAML file of options")
+    parser.add_argument("--config", metavar="FILE", action=from_file, help="more options, in YAML")
     parser.add_argument("--description", type=str, default="", help="what the run is")
     parser.add_argument(
         "--reproduces", type=str | None, default=None, help="row of a paper's table, if any"
     )
     parser.add_subclass_arguments(
-        Flow, "model", skip={"transform", "base", "event_shape"}, help="the flow"
+        Flow,
+        "model",
+        skip={"transform", "base", "event_shape"},
+        required=True,
+        metavar="CLASS",
+        help="the flow",
     )
-    parser.add_subclass_arguments(Source, "data", help="the data")
+    parser.add_subclass_arguments(Source, "data", required=True, metavar="CLASS", help="the data")
 
 
 def data_source(config: Any, data_root: str | None = None) -> Source:

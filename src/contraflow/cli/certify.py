@@ -5,22 +5,29 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from jsonargparse import ArgumentParser
-
+from contraflow.cli._parser import Parser, command_parser
 from contraflow.cli._run import open_run, write_json
 from contraflow.evaluation import certify
 
 
 def run(words: Sequence[str]) -> int:
     """Print the certificate and keep it; returns 1 if the flow is not certified."""
-    parser = ArgumentParser(
-        prog="contraflow certify", description="Prove the Lipschitz bound of every block."
-    )
-    parser.add_argument("run", type=str, help="the run's folder")
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
-    options = parser.parse_args(list(words))
+    options = parser().parse_args(list(words))
     folder = open_run(options.run)
     certificate = certify(folder.flow())
     write_json(folder.certificate, certificate.to_json())
     print(json.dumps(certificate.to_json(), indent=2) if options.json else certificate)
     return 0 if certificate.certified else 1
+
+
+def parser() -> Parser:
+    """Return the options of ``contraflow certify``."""
+    parser = command_parser(
+        "certify",
+        "Prove the Lipschitz bound of every block, in float64, and write certificate.json. "
+        "The exit code is 1 if a block cannot be certified.",
+        examples=["runs/digits", "runs/digits --json | jq .certified"],
+    )
+    parser.add_argument("run", metavar="RUN", type=str, help="the run's folder")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    return parser

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser
 
+from contraflow.cli._parser import Parser, command_parser
 from contraflow.cli._run import Run, as_input, open_run, write_json
 from contraflow.data import Part
 from contraflow.errors import ConfigurationError
@@ -22,18 +22,7 @@ _ROUND_TRIP_ROWS = 2000
 
 def run(words: Sequence[str]) -> int:
     """Evaluate a run and print value, kind and errors; keeps them in evaluation.json."""
-    parser = ArgumentParser(
-        prog="contraflow evaluate", description="Likelihood of held-out data, with its errors."
-    )
-    parser.add_argument("run", type=str, help="the run's folder")
-    parser.add_argument("--split", type=str, default="test", help="train, validation or test")
-    parser.add_argument("--stderr", type=float, default=2e-3, help="wanted Monte-Carlo error")
-    parser.add_argument("--max-draws", type=int, default=256, help="most evaluations of a row")
-    parser.add_argument("--limit", type=int | None, default=None, help="evenly spaced rows only")
-    parser.add_argument("--data-root", type=str | None, default=None, help="folder of data sets")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the noise")
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
-    options = parser.parse_args(list(words))
+    options = parser().parse_args(list(words))
     folder = open_run(options.run)
     result = evaluate(
         folder,
@@ -47,6 +36,33 @@ def run(words: Sequence[str]) -> int:
     write_json(folder.evaluation, result)
     print(json.dumps(result, indent=2) if options.json else describe(result))
     return 0
+
+
+def parser() -> Parser:
+    """Return the options of ``contraflow evaluate``."""
+    parser = command_parser(
+        "evaluate",
+        "Print the likelihood of held-out data with its kind and errors, and the error of the "
+        "round trip; keep both in evaluation.json.",
+        examples=[
+            "runs/digits",
+            "runs/digits --split validation --limit 100",
+            "runs/digits --json | jq .value",
+        ],
+    )
+    parser.add_argument("run", metavar="RUN", type=str, help="the run's folder")
+    parser.add_argument(
+        "--split", metavar="PART", type=str, default="test", help=", ".join(_SPLITS)
+    )
+    parser.add_argument(
+        "--stderr", type=float, default=2e-3, help="wanted Monte-Carlo error of the mean"
+    )
+    parser.add_argument("--max-draws", type=int, default=256, help="most evaluations of a row")
+    parser.add_argument("--limit", type=int | None, help="only N rows, evenly spaced")
+    parser.add_argument("--data-root", metavar="DIR", type=str | None, help="folder of data sets")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    return parser
 
 
 def evaluate(

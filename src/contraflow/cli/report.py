@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from jsonargparse import ArgumentParser
 
+from contraflow.cli._parser import Parser, command_parser
 from contraflow.cli._run import Run, as_input, open_run
 from contraflow.cli.evaluate import evaluate
 from contraflow.data import Part
@@ -23,16 +23,28 @@ _GRID = 160
 
 def run(words: Sequence[str]) -> int:
     """Write the report and print its path."""
-    parser = ArgumentParser(prog="contraflow report", description="Write report.html of a run.")
-    parser.add_argument("run", type=str, help="the run's folder")
-    parser.add_argument("--out", type=str | None, default=None, help="file to write")
-    parser.add_argument("--data-root", type=str | None, default=None, help="folder of data sets")
-    options = parser.parse_args(list(words))
+    options = parser().parse_args(list(words))
     folder = open_run(options.run)
     out = Path(options.out) if options.out else folder.folder / "report.html"
     out.write_text(render_report(contents(folder, options.data_root)))
     print(out)
     return 0
+
+
+def parser() -> Parser:
+    """Return the options of ``contraflow report``."""
+    parser = command_parser(
+        "report",
+        "Write one self-contained HTML page about a run and print its path: curves, "
+        "likelihood, certificate, samples, reconstructions.",
+        examples=["runs/digits", "runs/digits --out digits.html"],
+    )
+    parser.add_argument("run", metavar="RUN", type=str, help="the run's folder")
+    parser.add_argument(
+        "--out", metavar="FILE", type=str | None, help="file to write; RUN/report.html if not given"
+    )
+    parser.add_argument("--data-root", metavar="DIR", type=str | None, help="folder of data sets")
+    return parser
 
 
 def contents(folder: Run, data_root: str | None = None) -> ReportContents:

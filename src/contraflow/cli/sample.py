@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from jsonargparse import ArgumentParser
 
+from contraflow.cli._parser import Parser, command_parser
 from contraflow.cli._run import as_input, open_run
 from contraflow.data import read_table
 from contraflow.errors import ConfigurationError
@@ -19,15 +20,7 @@ _ENDINGS = (".png", ".npy", ".csv", ".parquet")
 
 def run(words: Sequence[str]) -> int:
     """Draw samples and write them."""
-    parser = ArgumentParser(prog="contraflow sample", description="Draw samples from a run.")
-    parser.add_argument("run", type=str, help="the run's folder")
-    parser.add_argument("-n", "--number", type=int, default=64, help="samples, for each context")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the draw")
-    parser.add_argument("--context", type=str | None, default=None, help="CSV or NPY file")
-    parser.add_argument(
-        "--out", type=str | None, default=None, help=f"file ending in {', '.join(_ENDINGS)}"
-    )
-    options = parser.parse_args(list(words))
+    options = parser().parse_args(list(words))
     folder = open_run(options.run)
     flow = folder.flow()
     if options.number < 1:
@@ -43,9 +36,40 @@ def run(words: Sequence[str]) -> int:
     generator = torch.Generator().manual_seed(options.seed)
     samples = flow.sample((options.number,), context, generator=generator)
     rows = samples.reshape(-1, *flow.event_shape).numpy()
-    _write(out, rows, folder.metadata().get("columns"))
-    print(out)
+    columns = folder.metadata().get("columns")
+    _write(out, rows, columns)
+    written = {"out": str(out), "rows": len(rows), "columns": columns and list(columns)}
+    print(json.dumps(written) if options.json else out)
     return 0
+
+
+def parser() -> Parser:
+    """Return the options of ``contraflow sample``."""
+    parser = command_parser(
+        "sample",
+        "Draw samples from a run and print where they were written.",
+        examples=[
+            "runs/digits",
+            "runs/table -n 1000 --seed 1 --out samples.csv",
+            "runs/table --context given.csv --out samples.npy",
+        ],
+    )
+    parser.add_argument("run", metavar="RUN", type=str, help="the run's folder")
+    parser.add_argument(
+        "-n", "--number", type=int, default=64, help="how many, for each row of the context"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draw")
+    parser.add_argument(
+        "--context", metavar="FILE", type=str | None, help="what to condition on, CSV or NPY"
+    )
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        type=str | None,
+        help=f"a name ending in {', '.join(_ENDINGS)}; RUN/samples.png if not given",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    return parser
 
 
 def _write(out: Path, rows: np.ndarray, columns: Sequence[str] | None) -> None:

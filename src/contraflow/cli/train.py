@@ -2,119 +2,115 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import shlex
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
-import lightning.pytorch as pl
 import torch
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from contraflow import certify
 from contraflow._files import written_beside
 from contraflow._version import __version__
 from contraflow.cli._config import (
-    add_model_and_data,
     fit_model_to_data,
     instantiate,
     preset_path,
     set_data_root,
 )
+from contraflow.cli._parser import Parser
 from contraflow.cli._run import Run, as_input, write_json
+from contraflow.cli._train_options import is_help, read_options, train_help, train_parser
 from contraflow.data import Splits
 from contraflow.errors import ConfigurationError
 from contraflow.flow import Flow
 from contraflow.report import save_samples
 from contraflow.tasks import Optimisation, Training, train
 
-_OURS: set[str | int] = {  # arguments of Trainer that the run's folder decides
-    "logger", "callbacks", "default_root_dir", "fast_dev_run", "barebones", "enable_checkpointing",
-}  # fmt: skip
-
 
 def run(words: Sequence[str]) -> int:
     """Train, certify and save; returns 130 when interrupted."""
     words = list(words)
-    parser = _parser()
-    if not words or words[0].startswith("-"):
-        if not {"-h", "--help"} & set(words):
-            raise ConfigurationError("train: expected a preset's name or a YAML file first.")
-        parser.print_help()
+    if is_help(words):
+        print(train_help(words), end="")
         return 0
+    if not words or words[0].startswith("-"):
+        raise ConfigurationError("train: expected a preset's name or a YAML file first.")
+    parser = train_parser()
     options = _options(parser, words)
+    as_json, resume = options.pop("json"), options.pop("resume")  # of this call, not of the run
     folder = Run(Path(options.out) / options.name)
     with folder.exclusively():
-        if folder.model.exists() and not options.resume:
+        if folder.model.exists() and not resume:
             raise ConfigurationError(
                 f"{folder.folder}: holds a trained model already; choose another --name, or go on "
                 "with --resume."
             )
-        return _train(parser, options, folder, shlex.join(["contraflow", "train", *words]))
+        command = shlex.join(["contraflow", "train", *words])
+        result = _train(parser, options, folder, command, resume=resume)
+    if as_json:
+        print(json.dumps(result))
+    return 130 if result["interrupted"] else 0
 
 
-def _options(parser: ArgumentParser, words: list[str]) -> Namespace:
+def _options(parser: Parser, words: list[str]) -> Namespace:
     """Return all options: the preset's, or those that a resumed run began with; then the words'."""
     source = preset_path(words[0])
-    options = parser.parse_args(["--config", str(source), *words[1:]])
+    options = read_options(parser, source, words[1:])
     name = options.name or source.stem
     begun = Run(Path(options.out) / name).config
     if options.resume and begun.is_file():
-        options = parser.parse_args(["--config", str(begun), *words[1:]])
+        options = read_options(parser, begun, words[1:])
     options.name = name
     return options
 
 
-def _train(parser: ArgumentParser, options: Namespace, folder: Run, command: str) -> int:
+def _train(
+    parser: Parser, options: Namespace, folder: Run, command: str, *, resume: bool
+) -> dict[str, Any]:
+    """Train and save; return what ``--json`` prints."""
     set_data_root(options, options.data_root)
     splits = instantiate(parser, data=options.data).load()
     fit_model_to_data(options.model, splits)
     torch.manual_seed(options.seed)
     flow = instantiate(parser, model=options.model)
-    resume = options.resume and folder.checkpoint.is_file()
-    if options.resume and not resume:
+    if resume and not folder.checkpoint.is_file():
         print(f"{folder.folder}: no checkpoint yet, starting at step 0", file=sys.stderr)
+        resume = False
     with written_beside(folder.config) as partial:
         parser.save(options, str(partial), overwrite=True)
     print(flow_summary(flow, splits), file=sys.stderr)
     started = time.monotonic()
-    training = train(
-        flow,
-        splits,
-        folder.folder,
-        optimisation=Optimisation(**vars(options.optimisation)),
-        seed=options.seed,
-        trainer=vars(options.trainer),
-        loggers=[TensorBoardLogger(folder.folder.parent, name=folder.folder.name, version="")],
-        resume=resume,
-        checkpoint_every=options.checkpoint_every,
-    )
-    finish(flow, splits, folder, training, command, time.monotonic() - started)
-    return 130 if training.interrupted else 0
-
-
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="contraflow train",
-        usage="contraflow train PRESET|FILE.yaml [options]",
-        description="Train a flow. Options override those of the preset, for example "
-        "--model.lipschitz 0.9 --optimisation.learning_rate 5e-4 --trainer.max_time 00:00:03:00.",
-    )
-    parser.add_argument("--name", type=str | None, default=None, help="name of the run")
-    parser.add_argument("--out", type=str, default="runs", help="folder of all runs")
-    parser.add_argument("--data-root", type=str | None, default=None, help="folder of data sets")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
-    parser.add_argument(
-        "--checkpoint-every", type=float, default=60.0, help="seconds between two checkpoints"
-    )
-    add_model_and_data(parser)
-    parser.add_class_arguments(Optimisation, "optimisation")
-    parser.add_class_arguments(pl.Trainer, "trainer", skip=_OURS, instantiate=False)
-    return parser
+    with redirect_stdout(sys.stderr):  # Lightning's progress bar would mix with our JSON
+        training = train(
+            flow,
+            splits,
+            folder.folder,
+            optimisation=Optimisation(**vars(options.optimisation)),
+            seed=options.seed,
+            trainer=vars(options.trainer),
+            loggers=[TensorBoardLogger(folder.folder.parent, name=folder.folder.name, version="")],
+            resume=resume,
+            checkpoint_every=options.checkpoint_every,
+        )
+    seconds = time.monotonic() - started
+    certified = finish(flow, splits, folder, training, command, seconds)
+    return {
+        "run": str(folder.folder),
+        "model": str(folder.model),
+        "steps": training.steps,
+        "epochs": training.epochs,
+        "interrupted": training.interrupted,
+        "certified": certified,
+        "seconds": round(seconds, 1),
+    }
 
 
 def flow_summary(flow: Flow, splits: Splits) -> str:
@@ -129,8 +125,8 @@ def flow_summary(flow: Flow, splits: Splits) -> str:
 
 def finish(
     flow: Flow, splits: Splits, run: Run, training: Training, command: str, seconds: float
-) -> None:
-    """Certify, save and draw samples."""
+) -> bool:
+    """Certify, save and draw samples; returns whether the flow is certified."""
     certificate = certify(flow)
     metadata = {
         "command": command,
@@ -158,6 +154,7 @@ def finish(
     )
     verdict = "certified" if certificate.certified else "NOT certified"
     print(f"{run.folder}: saved after {training.steps} steps, {verdict}", file=sys.stderr)
+    return certificate.certified
 
 
 def environment() -> dict[str, str]:
