@@ -182,7 +182,7 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("evaluate run --s", {"--split", "--stderr", "--seed"}),
         ("evaluate ru", {"runs"}),
         ("completion z", {"zsh"}),
-        ("train mi", {"mine.yaml"}),
+        ("train min", {"mine.yaml", "miniboone"}),
     ],
 )
 def test_bash_completes(words: str, expected: set[str], script: Path, tmp_path: Path) -> None:

@@ -29,8 +29,9 @@ _TRAINER = {  # the few that matter, in our words
     "precision": ("NAME", "32-true, 64-true, bf16-mixed, ..."),
 }
 _SHORT = {"-h", "--name", "--out", "--resume", "--seed", "--data-root", "--json",
-          "--checkpoint-every", "--model", "--data", "--optimisation.learning_rate", "--optimisation.batch_size",
-          "--optimisation.ema_decay", "--optimisation.patience",
+          "--checkpoint-every", "--model", "--data",
+          "--optimisation.learning_rate", "--optimisation.batch_size", "--optimisation.ema_decay",
+          "--optimisation.patience",
           *(f"--trainer.{name}" for name in _TRAINER)}  # fmt: skip
 _OF_CLASSES = ("--model.", "--data.")
 _EXAMPLES = (

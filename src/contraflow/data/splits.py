@@ -85,8 +85,8 @@ class Splits:
         support: domain of each column of a flat event; None for the real line.
 
     Raises:
-        DataError: the parts disagree in event shape, dtype, context or having weights; a name
-            is missing or given twice; a level lies outside 0, ..., num_bins - 1; or the
+        DataError: the parts disagree in event shape, dtype or context; a name is missing or
+            given twice; a level lies outside 0, ..., num_bins - 1; or the
             number of domains is not that of the columns.
 
     Example:
@@ -173,7 +173,7 @@ def _signature(part: Part) -> tuple[object, ...]:
     """What all parts of one data set share."""
     context = part.context
     of_context = None if context is None else (context.shape[1], context.dtype)
-    return part.x.shape[1:], part.x.dtype, of_context, part.weights is None
+    return part.x.shape[1:], part.x.dtype, of_context
 
 
 def _check_names(

@@ -65,7 +65,12 @@ class Latest(Checkpoint):
         self._written = time.monotonic()
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         if self.interrupted or 0 <= self.max_steps <= trainer.global_step:
             trainer.should_stop = True

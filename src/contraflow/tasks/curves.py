@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 
 from contraflow._files import written_beside
 
-COLUMNS = ("epoch", "step", "train/loss", "val/loss")
+COLUMNS: tuple[str, ...] = ("epoch", "step", "train/loss", "val/loss")
 
 
 class Curves(Callback):
@@ -41,7 +41,12 @@ class Curves(Callback):
             _truncate(self.path, self.rows)
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         stepped = not trainer.fit_loop.epoch_loop._should_accumulate()
         if stepped and trainer.global_step % self.interval == 0:
@@ -54,7 +59,11 @@ class Curves(Callback):
     def _append(self, trainer: pl.Trainer, losses: dict[str, float]) -> None:
         if not trainer.is_global_zero:
             return
-        row = {"epoch": trainer.current_epoch, "step": trainer.global_step, **losses}
+        row: dict[str, Any] = {
+            "epoch": trainer.current_epoch,
+            "step": trainer.global_step,
+            **losses,
+        }
         with self.path.open("a", newline="") as file:
             csv.DictWriter(file, COLUMNS, restval="").writerow(row)
         self.rows += 1

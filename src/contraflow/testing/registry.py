@@ -106,8 +106,9 @@ class Case:
         domain = self.transform.domain
         shape = (rows, *self.event_shape)
         if isinstance(domain, Domain) and domain.integer:
-            levels = int(domain.high or 0) - int(domain.low or 0) + 1
-            return torch.randint(levels, shape, generator=generator).to(self.dtype) + domain.low
+            low, high = domain.ends
+            levels = torch.randint(int(high - low) + 1, shape, generator=generator)
+            return levels.to(self.dtype) + low
         normal = scale * _normal(shape, generator)
         if not domain.unbounded:
             normal = domain.place(normal)  # off the ends, where no round trip can be exact

@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
+import pyarrow.csv as pa_csv
 
 from contraflow.data.tabular.file import TableFile, count
 from contraflow.errors import DataError
 
+_compute: Any = pc  # its functions are made at run time, unknown to type checkers
 _BLOCK = 2**22  # bytes
 _MISSING = ("", "na", "n/a", "#n/a", "<na>", "nan", "-nan", "null", "none")
 
@@ -33,23 +35,23 @@ class CsvFile(TableFile):
         places = [str(i) for i in range(len(self.names))]
         ragged: list[tuple[int, int]] = []  # line, number of fields
 
-        def remember(row: pa.csv.InvalidRow) -> str:
+        def remember(row: pa_csv.InvalidRow) -> str:
             ragged.append((row.number or 0, row.actual_columns))
             return "skip"
 
         wanted = [places[i] for i in positions]
         done = 0
         try:
-            with pa.csv.open_csv(
+            with pa_csv.open_csv(
                 self.path,
-                pa.csv.ReadOptions(
+                pa_csv.ReadOptions(
                     use_threads=False,  # else lines have no numbers
                     block_size=_BLOCK,
                     skip_rows=self._lines_of_header,
                     column_names=places,
                 ),
-                pa.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=remember),
-                pa.csv.ConvertOptions(
+                pa_csv.ParseOptions(newlines_in_values=True, invalid_row_handler=remember),
+                pa_csv.ConvertOptions(
                     include_columns=list(dict.fromkeys(wanted)),
                     column_types={place: pa.string() for place in wanted},
                 ),
@@ -78,12 +80,12 @@ class CsvFile(TableFile):
 
     def _numbers(self, batch: pa.RecordBatch, place: str, before: int) -> np.ndarray:
         """Return one column as float64, NaN where a value is missing."""
-        texts = pc.utf8_trim_whitespace(batch.column(place))
+        texts = _compute.utf8_trim_whitespace(batch.column(place))
         try:
             values = pc.cast(texts, pa.float64())
         except pa.ArrowInvalid:
-            missing = pc.is_in(pc.utf8_lower(texts), pa.array(_MISSING))
-            values = self._with_missing(pc.if_else(missing, None, texts), place, before)
+            missing = _compute.is_in(_compute.utf8_lower(texts), pa.array(_MISSING))
+            values = self._with_missing(_compute.if_else(missing, None, texts), place, before)
         return pc.fill_null(values, float("nan")).to_numpy(zero_copy_only=False)
 
     def _with_missing(self, texts: pa.Array, place: str, before: int) -> pa.Array:
