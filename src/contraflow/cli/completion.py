@@ -6,7 +6,6 @@ import argparse
 import importlib
 import inspect
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
 from typing import Any
 
 import shtab
@@ -54,8 +53,6 @@ def tree() -> argparse.ArgumentParser:
     root.add_argument("--version", action="store_true", help="print the version")
     commands = root.add_subparsers()
     for name, text in COMMANDS.items():
-        if find_spec(f"contraflow.cli.{name}") is None:
-            continue
         command = commands.add_parser(name, help=text, description=text)
         if name == "train":
             source: Any = command.add_argument("preset", help="a preset or a YAML file")

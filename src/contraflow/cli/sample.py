@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from contraflow._files import written_beside
 from contraflow.cli._parser import Parser, command_parser
 from contraflow.cli._run import as_input, open_run
-from contraflow.data import read_table
+from contraflow.cli._tables import ENDINGS, Progress, rows_of_events, table_writer
 from contraflow.errors import ConfigurationError
+from contraflow.flow import Flow
 from contraflow.report import save_samples
 
-_ENDINGS = (".png", ".npy", ".csv", ".parquet")
+_ENDINGS = (".png", *ENDINGS)
+_CHUNK = 2**14  # samples at once
+_MOST_DRAWN = 10_000
 
 
 def run(words: Sequence[str]) -> int:
@@ -28,19 +33,66 @@ def run(words: Sequence[str]) -> int:
     out = Path(options.out) if options.out else folder.folder / "samples.png"
     if out.suffix not in _ENDINGS:
         raise ConfigurationError(f"{out}: expected a name ending in {', '.join(_ENDINGS)}.")
-    context = None
-    names = folder.metadata().get("context_columns")
-    if options.context is not None:
-        _, values = read_table(options.context, names)
-        context = as_input(torch.from_numpy(values), flow)
-    generator = torch.Generator().manual_seed(options.seed)
-    samples = flow.sample((options.number,), context, generator=generator)
-    rows = samples.reshape(-1, *flow.event_shape).numpy()
-    columns = folder.metadata().get("columns")
-    _write(out, rows, columns)
-    written = {"out": str(out), "rows": len(rows), "columns": columns and list(columns)}
+    metadata = folder.metadata()
+    context = _context(options.context, metadata.get("context_columns"), flow)
+    names = metadata.get("columns")
+    count = options.number * (1 if context is None else len(context))
+    if out.suffix == ".png":
+        if count > _MOST_DRAWN:
+            raise ConfigurationError(
+                f"{out}: got {count:,} samples for one picture, expected at most {_MOST_DRAWN:,}; "
+                "lower -n, or write .npy, .csv or .parquet."
+            )
+        drawn = np.concatenate(list(_draws(flow, options.number, context, options.seed)))
+        with written_beside(out) as partial:
+            save_samples(partial, drawn, columns=names)
+    else:
+        progress = Progress(count)
+        with table_writer(out) as writer:
+            for rows in _draws(flow, options.number, context, options.seed):
+                writer.write({"samples": rows} if out.suffix == ".npy" else _columns(rows, names))
+                progress.add(len(rows))
+    written = {"out": str(out), "rows": count, "columns": names and list(names)}
     print(json.dumps(written) if options.json else out)
     return 0
+
+
+def _context(path: str | None, names: Sequence[str] | None, flow: Flow) -> Tensor | None:
+    """Read the rows to condition on.
+
+    Raises:
+        ConfigurationError: there is a file but no need of one, or the reverse.
+    """
+    if (path is None) != (flow.context == 0):
+        raise ConfigurationError(
+            f"--context {path}: this model is unconditional; leave the option out."
+            if path is not None
+            else f"this model is conditional; give --context FILE with {flow.context} columns"
+            f"{': ' + ', '.join(names) if names else ''}."
+        )
+    if path is None:
+        return None
+    _, pieces = rows_of_events(path, names, (flow.context,), _CHUNK)
+    return as_input(torch.from_numpy(np.concatenate(list(pieces))), flow)
+
+
+def _draws(flow: Flow, number: int, context: Tensor | None, seed: int) -> Iterator[np.ndarray]:
+    """Yield samples ``[n, *E]``, those of the first context first."""
+    generator = torch.Generator().manual_seed(seed)
+    total = number * (1 if context is None else len(context))
+    for start in range(0, total, _CHUNK):
+        size = min(_CHUNK, total - start)
+        if context is None:
+            yield flow.sample((size,), generator=generator).numpy()
+        else:
+            given = context[torch.arange(start, start + size) // number]
+            yield flow.sample((), given, generator=generator).numpy()
+
+
+def _columns(rows: np.ndarray, names: Sequence[str] | None) -> dict[str, np.ndarray]:
+    flat = rows.reshape(len(rows), -1)
+    names = names or [f"x{i}" for i in range(flat.shape[1])]
+    return {name: flat[:, i] for i, name in enumerate(names)}
 
 
 def parser() -> Parser:
@@ -70,20 +122,3 @@ def parser() -> Parser:
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     return parser
-
-
-def _write(out: Path, rows: np.ndarray, columns: Sequence[str] | None) -> None:
-    if out.suffix == ".png":
-        save_samples(out, rows, columns=columns)
-    elif out.suffix == ".npy":
-        np.save(out, rows)
-    else:
-        import pandas as pd
-
-        flat = rows.reshape(len(rows), -1)
-        names = list(columns) if columns else [f"x{i}" for i in range(flat.shape[1])]
-        frame = pd.DataFrame(flat, columns=pd.Index(names))
-        if out.suffix == ".csv":
-            frame.to_csv(out, index=False)
-        else:
-            frame.to_parquet(out, index=False)
