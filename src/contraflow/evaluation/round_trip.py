@@ -14,8 +14,10 @@ from contraflow.transforms import UniformDequantise
 
 def split_dequantisation(transform: Transform) -> tuple[UniformDequantise | None, Transform]:
     """Split a chain into its dequantisation, if it begins with one, and the bijection behind."""
-    if isinstance(transform, Sequential) and isinstance(transform[0], UniformDequantise):
-        return transform[0], transform[1:]
+    if isinstance(transform, Sequential) and len(transform):
+        first = transform.transforms[0]
+        if isinstance(first, UniformDequantise):
+            return first, transform[1:]
     return None, transform
 
 

@@ -24,8 +24,10 @@ h2 {
   font-size: 1.2rem; line-height: 1.3; margin: 2.3rem 0 0.8rem; padding-top: 0.9rem;
   border-top: 1px solid var(--rule);
 }
+h3 { font-size: 1rem; margin: 1.6rem 0 0.3rem; }
 p { margin: 0.6rem 0; max-width: 42rem; }
 .eyebrow { color: var(--muted); font-size: 0.85rem; margin: 0 0 0.3rem; }
+.about { color: var(--muted); margin: -1rem 0 1.4rem; max-width: none; overflow-wrap: anywhere; }
 .headline {
   display: grid; grid-template-columns: repeat(auto-fit, minmax(10.2rem, 1fr)); gap: 0.75rem;
   margin: 0; padding: 0;
@@ -61,12 +63,20 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; wh
 td.remark { color: var(--muted); }
 tr.bad td, tr.bad th { color: var(--bad); }
 .name { overflow-wrap: anywhere; }
+.plain th, .plain td { padding-right: 1.1rem; }
 .keys th { width: 12rem; }
 figure { margin: 1.2rem 0; }
 figure img { display: block; max-width: 100%; height: auto; }
 figcaption { color: var(--muted); font-size: 0.87rem; line-height: 1.45; margin-top: 0.5rem; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1.4rem; }
 .pair figure { margin: 0.6rem 0; }
+.tiles {
+  display: grid; grid-template-columns: repeat(auto-fill, minmax(8.2rem, 1fr)); gap: 1rem 0.9rem;
+  margin: 0.8rem 0;
+}
+.tiles figure { margin: 0; }
+.tiles figcaption { white-space: pre-line; font-variant-numeric: tabular-nums; }
+.plain { white-space: nowrap; }
 .missing {
   max-width: none;
   border: 1px dashed var(--rule); border-radius: 6px; padding: 0.7rem 0.9rem; color: var(--muted);
