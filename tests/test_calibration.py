@@ -39,15 +39,24 @@ def test_the_truth_is_rejected_at_the_stated_rate() -> None:
     assert 45 <= rejected <= 117
 
 
-@pytest.mark.parametrize(("scale", "shift"), [(1.1, 1), (0.9, -1)])
-def test_a_scale_off_by_a_tenth_is_rejected(scale: float, shift: int) -> None:
+@pytest.mark.parametrize(("scale", "spread"), [(1.1, "narrow"), (0.9, "wide")])
+def test_a_scale_off_by_a_tenth_is_rejected(scale: float, spread: str) -> None:
     truth, wrong = (calibrate(identity(), normal(20_000) * s) for s in (1.0, scale))
     assert not truth.rejected
     assert truth.outside == 0
     assert wrong.rejected
     assert wrong.outside == 1
-    assert wrong.radial_shift * shift > 0.02
+    assert (truth.radial_spread, wrong.radial_spread) == ("", spread)
     assert wrong.p_value.max() < 1e-4
+
+
+def test_tails_are_told_from_width() -> None:
+    x = normal(20_000)
+    tails = torch.where(torch.arange(20_000)[:, None] % 2 == 0, 0.6, 1.3) * x  # a mixture
+    assert calibrate(identity(), tails).radial_spread == "light tails"
+    radius = x.norm(dim=1, keepdim=True)
+    even = x / radius * (1.2 + 0.3 * (radius - 1.2))  # radii drawn together
+    assert calibrate(identity(), even).radial_spread == "heavy tails"
 
 
 def test_the_worst_coordinate_is_named() -> None:

@@ -78,22 +78,27 @@ def gather(
         sections that need them say how to get them.
     """
     flow, reasons = run.flow(), Reasons(run)
+    plane = flow.event_shape == (2,)
     part = reasons.attempt("Data", lambda: run.splits(data_root).test)
     if part is None:
-        for section in ("Calibration", "Reconstruction", "Slowest and least likely"):
+        sections = ["Calibration", "Reconstruction", "Slowest and least likely"]
+        sections += ["Flow of points"] if plane else []
+        sections += ["Samples"] if flow.context else []  # drawn at held-out contexts
+        for section in sections:
             reasons.explain(section, reasons.missing["Data"])
     generator = torch.Generator().manual_seed(0)
     images = len(flow.event_shape) == 3
     shown = None if part is None else spread(part, _IMAGES if images else _POINTS)
     x, context = (None, None) if shown is None else inputs(shown, flow)
-    draw = reasons.attempt("Samples", lambda: _draw(flow, x, context, generator))
+    draw = None
+    if context is not None or not flow.context:
+        draw = reasons.attempt("Samples", lambda: _draw(flow, x, context, generator))
     start, back = x, None
     if x is not None and not brief:
         pair = reasons.attempt("Reconstruction", lambda: reconstruct(flow, x, context))
         start, back = (x, None) if pair is None else pair
     metadata = run.metadata()
     settings = run.settings()
-    plane = flow.event_shape == (2,)
     around = x if x is not None else None if draw is None else draw.x
     contents = ReportContents(
         title=run.folder.resolve().name,
@@ -133,8 +138,6 @@ def gather(
 def _draw(
     flow: Flow, x: torch.Tensor | None, context: torch.Tensor | None, generator: torch.Generator
 ) -> Draw:
-    if flow.context and context is None:
-        raise DataError("conditional samples need the contexts of held-out rows.")
     count = len(x) if x is not None else _IMAGES if len(flow.event_shape) == 3 else _POINTS
     return draw_samples(flow, count, context, generator=generator)
 
@@ -143,10 +146,12 @@ def _evaluation(
     run: Run, part: Part | None, data_root: str | None, reasons: Reasons
 ) -> dict[str, Any] | None:
     """Return the saved evaluation of this very model, else a new one."""
-    if run.evaluation.is_file():
+    try:
         saved = json.loads(run.evaluation.read_text())
-        if saved.get("model") == run.digest():
-            return saved
+    except (OSError, ValueError):  # absent, or cut short
+        saved = None
+    if isinstance(saved, dict) and saved.get("model") == run.digest():
+        return saved
     if part is None:
         reasons.explain("Likelihood", reasons.missing["Data"])
         return None

@@ -36,5 +36,7 @@ def run(words: Sequence[str]) -> int:
 def _default_path(runs: Sequence[Run]) -> Path:
     if len(runs) == 1:
         return runs[0].folder / "report.html"
-    parents = [os.path.relpath(run.folder.resolve().parent) for run in runs]
-    return Path(os.path.commonpath(parents)) / "comparison.html"
+    common = Path(os.path.commonpath([run.folder.resolve().parent for run in runs]))
+    here = Path.cwd()
+    common = common.relative_to(here) if common.is_relative_to(here) else common
+    return common / "comparison.html"

@@ -56,9 +56,21 @@ class Calibration:
         return bool((self.distance > self.band).any())
 
     @property
-    def radial_shift(self) -> float:
-        """Return the mean radial u, less 1/2: above 0 where rows lie farther out than the base."""
-        return self.u[:, -1].mean().item() - 0.5
+    def radial_spread(self) -> str:
+        """Return what the radial curve says of the flow beside the rows, "" inside the band.
+
+        ``narrow``: rows lie farther out than the base; ``wide``: closer to the centre; ``light
+        tails``: rows lie too often far out and too often near the centre; ``heavy tails``: too
+        rarely in both places.
+        """
+        ordered = self.u[:, -1].sort().values
+        excess = torch.arange(1, len(ordered) + 1).to(ordered) / len(ordered) - ordered
+        high, low = excess.max().item() > self.band, excess.min().item() < -self.band
+        if high and low:  # more small u first, then more large ones
+            return "light tails" if excess.argmax() < excess.argmin() else "heavy tails"
+        if self.distance[-1] <= self.band:
+            return ""
+        return "wide" if excess.max() > -excess.min() else "narrow"
 
 
 @torch.no_grad()

@@ -14,6 +14,25 @@ from contraflow.report._theme import LIGHT, Theme
 _MOST_CURVES = 64
 _GRID = np.linspace(0.0, 1.0, 401)
 
+_SPREADS = {
+    "narrow": (
+        "The radial curve leaves it below: held-out rows lie farther out in latent space than the "
+        "base, so the flow is too narrow (under-dispersed)."
+    ),
+    "wide": (
+        "The radial curve leaves it above: held-out rows lie closer to the latent centre than the "
+        "base, so the flow is too wide (over-dispersed)."
+    ),
+    "light tails": (
+        "The radial curve leaves it on both sides: held-out rows lie too often near the latent "
+        "centre and too often far out, so the flow's tails are too light for its width."
+    ),
+    "heavy tails": (
+        "The radial curve leaves it on both sides: held-out rows lie too rarely near the latent "
+        "centre and too rarely far out, so the flow's radii vary too much."
+    ),
+}
+
 
 def calibration_plot(
     calibration: Calibration, *, width: float = WIDTH, theme: Theme = LIGHT
@@ -31,7 +50,7 @@ def calibration_plot(
     axes = figure.add_subplot()
     _canvas.dress(axes, theme, x="u", y="F̂(u) − u")
     label = f"{100 * (1 - calibration.level):.3g}% band, all {size + 1} curves together"
-    axes.axhspan(-band, band, color=theme.rule, alpha=0.35, linewidth=0, label=label)
+    axes.axhspan(-band, band, color=theme.rule, alpha=0.5, linewidth=0, label=label)
     axes.axhline(0.0, color=theme.muted, linewidth=0.8)
     worst = calibration.worst
     for column in np.unique(np.linspace(0, size - 1, min(size, _MOST_CURVES)).round()):
@@ -94,14 +113,7 @@ def reading(calibration: Calibration) -> str:
             f"{who} the band, which happens to a correct flow in at most {level}% of all test sets."
         )
     if radial:
-        shift = calibration.radial_shift
-        verdict += (
-            " The radial curve lies mostly below zero: held-out rows fall farther out in latent "
-            "space than the base, so the flow is too narrow (under-dispersed)."
-            if shift > 0
-            else " The radial curve lies mostly above zero: held-out rows fall closer to the "
-            "latent centre than the base, so the flow is too wide (over-dispersed)."
-        )
+        verdict += f" {_SPREADS[calibration.radial_spread]}"
     worst, chance = calibration.distance[:-1].max().item(), calibration.p_value[:-1].min().item()
     shown = f"p = {number(chance, 2)}" if chance > 1e-300 else "p below 10⁻³⁰⁰"
     return (

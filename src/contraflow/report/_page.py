@@ -19,13 +19,14 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _UNITS = {"bits_per_dim": "bits/dim", "nats": "nats"}
 
 
-def frame(title: str, head: str, sections: Iterable[tuple[str, str]]) -> str:
+def frame(title: str, head: str, sections: Iterable[tuple[str, str]], *, wide: bool = False) -> str:
     """Return a whole document.
 
     Args:
         title: heading; escaped here.
         head: markup between the heading and the sections.
         sections: heading and markup of each; a section without markup is left out.
+        wide: leave room for a table of many columns.
     """
     body = "\n".join(
         f'<section id="{heading.split()[0].lower()}">\n<h2>{heading}</h2>\n{part}\n</section>'
@@ -44,7 +45,7 @@ def frame(title: str, head: str, sections: Iterable[tuple[str, str]]) -> str:
 <style>{STYLESHEET}</style>
 </head>
 <body>
-<main>
+<main{' class="wide"' if wide else ""}>
 <p class="eyebrow">contraflow report</p>
 <h1>{title}</h1>
 {head}

@@ -136,8 +136,8 @@ def stages_section(contents: ReportContents) -> str:
         lambda theme, width: plots.lattice_plot(stages, width=width, theme=theme),
         "Circles and rays of the latent space carried back to the data",
         "Backward: circles of radius 1, 2 and 3 and rays of the latent space, carried to the data "
-        "by the inverse, in the same spaces as above; colour is the latent angle. The flow puts 39.3%, 86.5% and 98.9% of its "
-        "probability inside the three curves. Grey: held-out rows.",
+        "by the inverse, in the same spaces as above; colour is the latent angle. The flow puts "
+        "39.3%, 86.5% and 98.9% of its probability inside the three curves. Grey: held-out rows.",
     )
 
 

@@ -70,22 +70,25 @@ def _pairs(
         hspace=0.1,
     )
     panes = figure.subplots(size, size, squeeze=False)
+    cramped = width / size < 0.9
+    size_of_label = 6.5 if cramped else 9
+    prune = "both" if cramped else None
     lower = None if data is None else cloud_of(data)[0]
     upper = None if samples is None else cloud_of(samples)[0]
     for row in range(size):
         for column in range(size):
             axes = panes[row, column]
             _canvas.dress(axes, theme)
-            axes.tick_params(labelsize=7)
+            axes.tick_params(labelsize=5.5 if cramped else 7)
             axes.set_xlim(*limits[column])
-            axes.xaxis.set_major_locator(MaxNLocator(2))
+            axes.xaxis.set_major_locator(MaxNLocator(2, prune=prune))
             if row == column:
                 _histogram(axes, data, samples, column, limits[column], theme)
                 axes.spines["left"].set_visible(False)
                 axes.set_yticks([])
             else:
                 axes.set_ylim(*limits[row])
-                axes.yaxis.set_major_locator(MaxNLocator(2))
+                axes.yaxis.set_major_locator(MaxNLocator(2, prune=prune))
                 cloud, colour = (lower, theme.data) if row > column else (upper, theme.samples)
                 if cloud is not None:
                     axes.scatter(
@@ -99,8 +102,8 @@ def _pairs(
             axes.tick_params(labelleft=column == 0 and row > 0, labelbottom=row == size - 1)
     for position, name in enumerate(names):
         label = _canvas.short(name, max(7, round(11 * width / size) - 2))
-        panes[position, 0].set_ylabel(label, color=theme.ink, fontsize=9)
-        panes[size - 1, position].set_xlabel(label, color=theme.ink, fontsize=9)
+        panes[position, 0].set_ylabel(label, color=theme.ink, fontsize=size_of_label)
+        panes[size - 1, position].set_xlabel(label, color=theme.ink, fontsize=size_of_label)
     figure.align_ylabels(list(panes[:, 0]))
     _key(figure, data, samples, theme, ("data, below the diagonal", "samples, above it"))
     return figure

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from contraflow.report import plots
 from contraflow.report._canvas import NARROW
 from contraflow.report._page import frame, missing, picture, table, unit_of
-from contraflow.report._text import bound, finite, number, rounded_to, text
+from contraflow.report._text import bound, number, rounded_to, text
 from contraflow.report._verdict import judge
 from contraflow.report.contents import ReportContents
 
 _COLUMNS = (
-    "run", "flow", "data", "parameters", "steps", "training (s)", "value", "± estimator",
-    "± data", "bias ≤", "unit", "kind", "n", "round trip", "certificate",
+    "run", "flow", "data", "parameters", "steps", "seconds", "value ± estimator ± data",
+    "unit", "kind", "rows", "round trip", "certificate",
 )  # fmt: skip
 _TEXTS = ("run", "flow", "data", "unit", "kind", "certificate")
 
@@ -44,7 +44,7 @@ def render_comparison(runs: Sequence[ReportContents]) -> str:
         ("Commands", _commands(names, runs)),
     ]
     title = ", ".join(names) if len(names) <= 4 else f"{len(names)} runs"
-    return frame(title, "", sections)
+    return frame(title, "", sections, wide=True)
 
 
 def remarks(runs: Sequence[ReportContents]) -> list[str]:
@@ -103,17 +103,21 @@ def _row(name: str, run: ReportContents) -> list[object]:
         run.data_set or "—",
         _or_dash(run.parameters),
         _or_dash(run.steps),
-        _or_dash(run.train_seconds),
-        "not evaluated" if value is None else rounded_to(value, stderr, spread, bias),
-        "—" if stderr is None else number(stderr, 2),
-        "—" if spread is None else number(spread, 2),
-        "—" if bias is None else bound(bias, 2) if finite(bias) else number(bias, 2),
+        _or_dash(None if run.train_seconds is None else round(run.train_seconds)),
+        "not evaluated" if value is None else _with_errors(value, stderr, spread, bias),
         unit_of(measured) if measured else "—",
         text(measured, "kind", "—").replace("_", " "),
         _or_dash(measured.get("n")),
         "—" if error is None else number(error, 2),
         judge(run.certificate).headline,
     ]
+
+
+def _with_errors(value: object, stderr: object, spread: object, bias: object) -> str:
+    shown = rounded_to(value, stderr, spread, bias)
+    for error in (stderr, spread):
+        shown += f" ± {'—' if error is None else number(error, 2)}"
+    return f"{shown}, bias ≤\u00a0{bound(bias, 2)}" if bias else shown
 
 
 def _or_dash(entry: object) -> object:
@@ -126,7 +130,7 @@ def _validation(names: Sequence[str], runs: Sequence[ReportContents]) -> str:
     note = f" No validation loss was logged by {', '.join(bare)}." if bare else ""
     if len(bare) == len(logs):
         return missing("No run logged a validation loss.", "contraflow train PRESET")
-    warning = " Losses on different data share the axis only in step." if remarks(runs) else ""
+    warning = " The losses are not of one kind: see the notes above." if remarks(runs) else ""
     return picture(
         lambda theme, width: plots.validation_curves(logs, width=width, theme=theme),
         "Validation loss of every run against the step",
@@ -136,7 +140,7 @@ def _validation(names: Sequence[str], runs: Sequence[ReportContents]) -> str:
 
 def _samples(names: Sequence[str], runs: Sequence[ReportContents]) -> str:
     parts = [_sample(name, run) for name, run in zip(names, runs, strict=True)]
-    return f'<div class="pair">{"".join(parts)}</div>'
+    return f'<div class="gallery">{"".join(parts)}</div>'
 
 
 def _sample(name: str, run: ReportContents) -> str:
@@ -161,7 +165,7 @@ def _sample(name: str, run: ReportContents) -> str:
     flat = samples.shape[1] == 2
     kept = list(range(samples.shape[1]))
     if data is not None and not flat:
-        kept = plots.most_different(data, samples, 6)
+        kept = plots.most_different(data, samples, 3)
     columns = None if run.columns is None else [run.columns[column] for column in kept]
     figure = picture(
         lambda theme, width: plots.samples_figure(

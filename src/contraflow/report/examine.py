@@ -94,7 +94,7 @@ def pick_slowest(draw: Draw, count: int = 8) -> Picked | None:
         f"The {len(rows)} of {len(draw.x)} samples whose inverse took the most evaluations of "
         f"residual branches, summed over the blocks; the median is {typical}. The error bound is "
         "proved, in data units: each block's residual, stretched as far as the blocks between it "
-        "and the data could. Errors as a round trip measures them are far smaller.",
+        "and the data could. Reconstruction, below, measures the errors that are made.",
         draw.x[rows].numpy(),
         {name: values[rows].tolist() for name, values in draw.facts().items()},
         None if draw.context is None else draw.context[rows].numpy(),
