@@ -65,12 +65,12 @@ class Calibration:
         """
         ordered = self.u[:, -1].sort().values
         excess = torch.arange(1, len(ordered) + 1).to(ordered) / len(ordered) - ordered
-        high, low = excess.max().item() > self.band, excess.min().item() < -self.band
-        if high and low:  # more small u first, then more large ones
-            return "light tails" if excess.argmax() < excess.argmin() else "heavy tails"
+        high, low = excess.max().item(), -excess.min().item()
         if self.distance[-1] <= self.band:
             return ""
-        return "wide" if excess.max() > -excess.min() else "narrow"
+        if min(high, low) > max(high, low) / 2:  # a wrong width alone stays on one side
+            return "light tails" if excess.argmax() < excess.argmin() else "heavy tails"
+        return "wide" if high > low else "narrow"
 
 
 @torch.no_grad()

@@ -24,11 +24,11 @@ _SPREADS = {
         "base, so the flow is too wide (over-dispersed)."
     ),
     "light tails": (
-        "The radial curve leaves it on both sides: held-out rows lie too often near the latent "
+        "The radial curve goes to both sides of zero: held-out rows lie too often near the latent "
         "centre and too often far out, so the flow's tails are too light for its width."
     ),
     "heavy tails": (
-        "The radial curve leaves it on both sides: held-out rows lie too rarely near the latent "
+        "The radial curve goes to both sides of zero: held-out rows lie too rarely near the latent "
         "centre and too rarely far out, so the flow's radii vary too much."
     ),
 }

@@ -155,7 +155,7 @@ def calibration_section(contents: ReportContents) -> str:
             "Distribution functions of the latent coordinates and radius against uniform",
             "u = Φ(z) for each latent coordinate z of held-out rows, and for the radius the χ² "
             "distribution function of |z|²: all are uniform if the flow is right, so that F̂(u) − u "
-            f"stays near zero. {faint}.",
+            f"stays near zero. Integer data are dequantised once. {faint}.",
         )
         + f"<p>{html.escape(reading(calibration))}</p>"
     )
