@@ -15,7 +15,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from contraflow._files import written_beside
-from contraflow.data import Splits
+from contraflow.data import Part, Splits
 from contraflow.errors import ConfigurationError, nearest
 from contraflow.flow import Flow
 from contraflow.serialization import load, read_metadata
@@ -136,10 +136,29 @@ def open_run(path: str | os.PathLike[str]) -> Run:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON beside the target, then rename; NaN and infinity are refused."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 beside the target, then rename: a reader never sees half a file."""
     with written_beside(path) as partial:
-        partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+        partial.write_text(text, encoding="utf-8")
 
 
 def as_input(x: torch.Tensor, flow: Flow) -> torch.Tensor:
     """Return data in the flow's dtype."""
     return x.to(next(flow.parameters()).dtype)
+
+
+def inputs(part: Part, flow: Flow) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return rows and context in the flow's dtype."""
+    context = None if part.context is None else as_input(part.context, flow)
+    return as_input(part.x, flow), context
+
+
+def spread(part: Part, limit: int | None) -> Part:
+    """Return at most ``limit`` evenly spaced rows: files may be sorted by class."""
+    if limit is None or limit >= len(part):
+        return part
+    rows = torch.linspace(0, len(part) - 1, limit).round().long()
+    return Part(part.x[rows], None if part.context is None else part.context[rows])

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 
 from contraflow.cli._parser import Parser, command_parser
-from contraflow.cli._run import Run, as_input, open_run, write_json
+from contraflow.cli._run import Run, inputs, open_run, spread, write_json
 from contraflow.data import Part
 from contraflow.errors import ConfigurationError
 from contraflow.evaluation import evaluate_likelihood, round_trip_error
-from contraflow.flow import Flow
 
 _SPLITS = ("train", "validation", "test")
 _ROUND_TRIP_ROWS = 2000
@@ -82,13 +81,13 @@ def evaluate(
         raise ConfigurationError(f"--limit {limit}; expected 1 row or more.")
     flow = folder.flow()
     part: Part = getattr(folder.splits(data_root), split)
-    part = _spread(part, limit)
-    x, context = _inputs(part, flow)
+    part = spread(part, limit)
+    x, context = inputs(part, flow)
     generator = torch.Generator().manual_seed(seed)
     evaluation = evaluate_likelihood(
         flow, x, context, stderr=stderr, max_draws=max_draws, generator=generator
     )
-    x, context = _inputs(_spread(part, _ROUND_TRIP_ROWS), flow)
+    x, context = inputs(spread(part, _ROUND_TRIP_ROWS), flow)
     return {
         "split": split,
         **evaluation.to_json(),
@@ -99,19 +98,6 @@ def evaluate(
         "round_trip_rows": len(x),
         "model": folder.digest(),
     }
-
-
-def _inputs(part: Part, flow: Flow) -> tuple[torch.Tensor, torch.Tensor | None]:
-    context = None if part.context is None else as_input(part.context, flow)
-    return as_input(part.x, flow), context
-
-
-def _spread(part: Part, limit: int | None) -> Part:
-    """Return evenly spaced rows: files may be sorted by class."""
-    if limit is None or limit >= len(part):
-        return part
-    rows = torch.linspace(0, len(part) - 1, limit).round().long()
-    return Part(part.x[rows], None if part.context is None else part.context[rows])
 
 
 def describe(result: dict[str, Any]) -> str:

@@ -12,6 +12,15 @@ from contraflow.transform import Sequential, Transform
 from contraflow.transforms import Dequantise
 
 
+def split_dequantisation(transform: Transform) -> tuple[Dequantise | None, Transform]:
+    """Split a chain into its dequantisation, if it begins with one, and the bijection behind."""
+    if isinstance(transform, Sequential) and len(transform):
+        first = transform.transforms[0]
+        if isinstance(first, Dequantise):
+            return first, transform[1:]
+    return None, transform
+
+
 @torch.no_grad()
 def reconstruct(
     flow: Flow,
@@ -31,12 +40,9 @@ def reconstruct(
     Raises:
         ConvergenceError: a root missed its tolerance.
     """
-    transform: Transform = flow.transform
-    if isinstance(transform, Sequential) and isinstance(transform[0], Dequantise):
-        # The bijection begins after the noise.
-        noise = transform[0].draw(x.shape, x, generator)
-        x, _ = transform[0](x, context, noise=noise)
-        transform = transform[1:]
+    dequantise, transform = split_dequantisation(flow.transform)
+    if dequantise is not None:
+        x, _ = dequantise(x, context, noise=dequantise.draw(x.shape, x, generator))
     outputs, size = [], 512
     for start in range(0, len(x), size):
         rows = x[start : start + size]

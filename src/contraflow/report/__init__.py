@@ -1,39 +1,73 @@
 """Plots and the self-contained HTML report of a run; needs matplotlib."""
 
-from contraflow.report.contents import Density, ReportContents, read_metrics
+from contraflow.report.comparison import render_comparison
+from contraflow.report.contents import (
+    Density,
+    Picked,
+    ReportContents,
+    Stages,
+    read_metrics,
+)
+from contraflow.report.examine import (
+    Draw,
+    draw_samples,
+    evaluate_density,
+    pick_least_likely,
+    pick_slowest,
+    trace_stages,
+)
 from contraflow.report.html import render_report
 from contraflow.report.plots import (
     DARK,
     LIGHT,
     Theme,
+    calibration_plot,
     image_grid,
     image_value_range,
+    lattice_plot,
     lipschitz_bars,
+    most_different,
     plane,
     reconstruction_errors,
     reconstruction_strip,
     samples_figure,
     save_samples,
+    stages_plot,
     table_plot,
     training_curves,
+    validation_curves,
 )
 
 __all__ = [
     "DARK",
     "LIGHT",
     "Density",
+    "Draw",
+    "Picked",
     "ReportContents",
+    "Stages",
     "Theme",
+    "calibration_plot",
+    "draw_samples",
+    "evaluate_density",
     "image_grid",
     "image_value_range",
+    "lattice_plot",
     "lipschitz_bars",
+    "most_different",
+    "pick_least_likely",
+    "pick_slowest",
     "plane",
     "read_metrics",
     "reconstruction_errors",
     "reconstruction_strip",
+    "render_comparison",
     "render_report",
     "samples_figure",
     "save_samples",
+    "stages_plot",
     "table_plot",
+    "trace_stages",
     "training_curves",
+    "validation_curves",
 ]

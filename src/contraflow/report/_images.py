@@ -30,6 +30,8 @@ def image_value_range(reference: np.ndarray) -> Range:
         return 0.0, 1.0
     if low >= 0.0 and 128.0 <= high <= 256.0:
         return 0.0, 255.0
+    if 0.0 <= low < 0.01 * high:  # dequantised levels, say
+        low = 0.0
     return (low, high) if high > low else (low, low + 1.0)
 
 

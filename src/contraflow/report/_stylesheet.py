@@ -19,13 +19,17 @@ body {
   -webkit-text-size-adjust: 100%;
 }
 main { max-width: 47rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
+main.wide { max-width: 76rem; }
+.wide > section > figure { max-width: 47rem; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 1.4rem; overflow-wrap: anywhere; }
 h2 {
   font-size: 1.2rem; line-height: 1.3; margin: 2.3rem 0 0.8rem; padding-top: 0.9rem;
   border-top: 1px solid var(--rule);
 }
+h3 { font-size: 1rem; margin: 1.6rem 0 0.3rem; }
 p { margin: 0.6rem 0; max-width: 42rem; }
 .eyebrow { color: var(--muted); font-size: 0.85rem; margin: 0 0 0.3rem; }
+.about { color: var(--muted); margin: -1rem 0 1.4rem; max-width: none; overflow-wrap: anywhere; }
 .headline {
   display: grid; grid-template-columns: repeat(auto-fit, minmax(10.2rem, 1fr)); gap: 0.75rem;
   margin: 0; padding: 0;
@@ -61,12 +65,23 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; wh
 td.remark { color: var(--muted); }
 tr.bad td, tr.bad th { color: var(--bad); }
 .name { overflow-wrap: anywhere; }
+.plain th, .plain td { padding-right: 0.95rem; }
 .keys th { width: 12rem; }
 figure { margin: 1.2rem 0; }
 figure img { display: block; max-width: 100%; height: auto; }
 figcaption { color: var(--muted); font-size: 0.87rem; line-height: 1.45; margin-top: 0.5rem; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1.4rem; }
 .pair figure { margin: 0.6rem 0; }
+.gallery {
+  display: grid; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); gap: 1rem 1.6rem;
+}
+.tiles {
+  display: grid; grid-template-columns: repeat(auto-fill, minmax(8.2rem, 1fr)); gap: 1rem 0.9rem;
+  margin: 0.8rem 0;
+}
+.tiles figure { margin: 0; }
+.tiles figcaption { white-space: pre-line; font-variant-numeric: tabular-nums; }
+.plain { white-space: nowrap; font-size: 0.88rem; }
 .missing {
   max-width: none;
   border: 1px dashed var(--rule); border-radius: 6px; padding: 0.7rem 0.9rem; color: var(--muted);
@@ -85,7 +100,7 @@ footer { margin-top: 3rem; color: var(--muted); font-size: 0.82rem; }
 @media (max-width: 34rem) {
   main { padding: 1.5rem 1rem 3rem; }
   h1 { font-size: 1.5rem; }
-  .pair { grid-template-columns: 1fr; gap: 0; }
+  .pair, .gallery { grid-template-columns: 1fr; gap: 0; }
   .explained tr { display: grid; grid-template-columns: 1fr auto; padding: 0.3rem 0; }
   .explained th, .explained td { padding-top: 0.1rem; padding-bottom: 0.1rem; }
   .explained td.number { padding-right: 0; }

@@ -27,7 +27,8 @@ def number(entry: object, digits: int = 4) -> str:
     if isinstance(entry, int):
         return f"{entry:,}".replace(",", "\u202f").replace("-", _MINUS)
     if entry == 0 or 1e-3 <= abs(entry) < 1e6:
-        return f"{entry:.{digits}g}".replace("-", _MINUS)
+        shown = f"{entry:.{digits}g}"
+        return (f"{float(shown):.0f}" if "e+" in shown else shown).replace("-", _MINUS)
     mantissa, exponent = f"{entry:.{digits - 1}e}".split("e")
     power = str(int(exponent)).translate(_SUPERSCRIPTS)
     return f"{mantissa}{_TIMES}10{power}".replace("-", _MINUS)

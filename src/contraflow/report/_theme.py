@@ -15,6 +15,8 @@ class Theme:
         samples: marks that stand for the flow.
         on_samples: text on an area in the colour of samples.
         second: the second series of a plot.
+        third: the third series of a plot.
+        fourth: the fourth.
         failure: what is wrong: a bound of 1 or more, a value that is not finite.
     """
 
@@ -25,10 +27,12 @@ class Theme:
     samples: str
     on_samples: str
     second: str
+    third: str
+    fourth: str
     failure: str
 
 
-# Blue and vermillion of Okabe and Ito (2008), lightened for dark paper.
+# Blue, vermillion, green and purple of Okabe and Ito (2008), lightened for dark paper.
 LIGHT = Theme(
     ink="#1f2328",
     muted="#57606a",
@@ -37,6 +41,8 @@ LIGHT = Theme(
     samples="#0072b2",
     on_samples="#ffffff",
     second="#d55e00",
+    third="#008a65",
+    fourth="#a8518a",
     failure="#d55e00",
 )
 DARK = Theme(
@@ -47,5 +53,7 @@ DARK = Theme(
     samples="#56b4e9",
     on_samples="#10151a",
     second="#f0a35c",
+    third="#3fc79a",
+    fourth="#dd94c2",
     failure="#ff8a50",
 )

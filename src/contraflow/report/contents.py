@@ -7,8 +7,49 @@ from pathlib import Path
 
 import numpy as np
 
+from contraflow.evaluation import Calibration
+
 Density = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Grid ``xs`` ``[X]``, ``ys`` ``[Y]`` and ``log_density`` ``[Y, X]`` in nats."""
+
+
+@dataclass(frozen=True, eq=False)
+class Stages:
+    """Points of the plane on their way through a flow, data first, latent last.
+
+    Args:
+        names: titles of the S stages.
+        points: ``[S, N, 2]``, the same rows at every stage.
+        circles: ``[S, R, P, 2]``, closed curves: the latent circles of radius 1 ... R carried
+            back to the data; None where they were not.
+        rays: ``[S, K, P, 2]``, the rays from the latent origin likewise.
+        blocks: which parts of the flow the stages follow, in words.
+    """
+
+    names: Sequence[str]
+    points: np.ndarray
+    circles: np.ndarray | None = None
+    rays: np.ndarray | None = None
+    blocks: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Picked:
+    """Rows that stand out, and what is known of each.
+
+    Args:
+        title: what they are.
+        note: how they were picked.
+        values: ``[K, *event]``.
+        facts: name to K numbers, in the order of the rows.
+        context: ``[K, M]``, what the rows were conditioned on.
+    """
+
+    title: str
+    note: str
+    values: np.ndarray
+    facts: Mapping[str, Sequence[float]]
+    context: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +68,19 @@ class ReportContents:
         samples: samples of the flow ``[N, *event]``, same units.
         reconstructions: ``inverse(forward(x))`` of the first rows of ``data``.
         columns: names of the ``D`` columns of a table.
+        context_columns: names of the columns of the context.
+        conditional: each sample was drawn at the context of a held-out row.
         density: log-density in nats on a grid, for flows over the plane.
+        stages: points on their way through a flow over the plane.
+        calibration: held-out rows in latent space against the base.
+        picked: the slowest samples, the least likely samples and rows.
+        flow: name of the recipe.
+        data_set: name of the data.
+        data_options: every option that changes the data, to tell whether two sets are the same.
+        parameters: how many the flow has.
+        steps: training steps.
+        train_seconds: time that training took.
+        missing: heading of a section to the reason why it is not complete.
 
     Raises:
         ValueError: the arrays disagree in shape, or the names in number.
@@ -49,7 +102,19 @@ class ReportContents:
     samples: np.ndarray | None = None
     reconstructions: np.ndarray | None = None
     columns: Sequence[str] | None = None
+    context_columns: Sequence[str] | None = None
+    conditional: bool = False
     density: Density | None = None
+    stages: Stages | None = None
+    calibration: Calibration | None = None
+    picked: Sequence[Picked] = ()
+    flow: str = ""
+    data_set: str = ""
+    data_options: str = ""
+    parameters: int | None = None
+    steps: int | None = None
+    train_seconds: float | None = None
+    missing: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse arrays that disagree."""

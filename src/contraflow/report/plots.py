@@ -13,27 +13,36 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from contraflow.report import _canvas
+from contraflow.report._calibration import calibration_plot
 from contraflow.report._canvas import WIDTH
 from contraflow.report._images import image_grid, image_value_range, reconstruction_strip
-from contraflow.report._points import plane, samples_figure, table_plot
+from contraflow.report._points import plane
+from contraflow.report._stages import lattice_plot, stages_plot
+from contraflow.report._tables import most_different, table_plot
 from contraflow.report._text import bound, number
 from contraflow.report._theme import DARK, LIGHT, Theme
+from contraflow.report.contents import Density
 
 __all__ = [
     "DARK",
     "LIGHT",
     "Theme",
+    "calibration_plot",
     "image_grid",
     "image_value_range",
+    "lattice_plot",
     "lipschitz_bars",
     "loss_curve",
+    "most_different",
     "plane",
     "reconstruction_errors",
     "reconstruction_strip",
     "samples_figure",
     "save_samples",
+    "stages_plot",
     "table_plot",
     "training_curves",
+    "validation_curves",
 ]
 
 _MOST_BARS = 24  # more blocks are drawn upright, without their names
@@ -108,6 +117,52 @@ def training_curves(
     if remarks:  # beside the legend where there is room, else above it
         place, height = ("right", 6) if width > 6 else ("left", 22)
         axes.set_title(remarks, color=theme.muted, fontsize=8.5, loc=place, pad=height)
+    return figure
+
+
+def validation_curves(
+    runs: Sequence[tuple[str, Sequence[Mapping[str, float]]]],
+    *,
+    width: float = WIDTH,
+    theme: Theme = LIGHT,
+) -> Figure:
+    """Draw the validation losses of several runs against the step.
+
+    Args:
+        runs: name and log of each run; a log without validation losses draws nothing.
+        width: width in inches.
+        theme: colours; from the fifth run on, colours repeat with another dash.
+
+    Raises:
+        ValueError: no log holds a validation loss.
+    """
+    curves = [(name, loss_curve(metrics, "val")) for name, metrics in runs]
+    if not any(len(curve) for _, curve in curves):
+        raise ValueError("validation_curves: no log holds val/loss; nothing to draw.")
+    figure = _canvas.blank(width, 3.4)
+    axes = figure.add_subplot()
+    _canvas.dress(axes, theme, x="step", y="validation loss")
+    axes.grid(axis="y", color=theme.rule, linewidth=0.6)
+    axes.set_axisbelow(True)
+    colours = (theme.samples, theme.second, theme.third, theme.fourth)
+    for place, (name, curve) in enumerate(curves):
+        if len(curve):
+            dash = ("-", (0, (5, 2)), (0, (1, 1.5)))[place // len(colours) % 3]
+            axes.plot(
+                *curve.T,
+                color=colours[place % len(colours)],
+                linestyle=dash,
+                linewidth=1.6,
+                marker="o" if len(curve) <= 60 else "",
+                markersize=3,
+                label=_canvas.short(name, 28),
+            )
+    limits = _robust_losses(*(curve for _, curve in curves))
+    if limits is not None:
+        axes.set_ylim(*limits)
+    axes.xaxis.set_major_locator(MaxNLocator(7 if width > 6 else 4, integer=True))
+    axes.xaxis.set_major_formatter(lambda step, _: number(int(step)))
+    _canvas.legend(axes, theme, columns=3 if width > 6 else 1)
     return figure
 
 
@@ -267,6 +322,31 @@ def reconstruction_errors(
     if remarks:
         axes.set_title("; ".join(remarks), color=theme.muted, fontsize=8.5, loc="left")
     return figure
+
+
+def samples_figure(
+    data: np.ndarray | None,
+    samples: np.ndarray | None,
+    density: Density | None = None,
+    *,
+    columns: Sequence[str] | None = None,
+    width: float = WIDTH,
+    theme: Theme = LIGHT,
+) -> Figure:
+    """Compare rows ``[N, D]`` with samples: the plane for two columns, else a table.
+
+    Raises:
+        ValueError: no drawing suits the shape.
+    """
+    reference = samples if data is None else data
+    if density is not None or (reference is not None and reference.shape[1:] == (2,)):
+        return plane(data, samples, density, columns=columns, width=width, theme=theme)
+    if reference is None or reference.ndim != 2 or not reference.shape[1]:
+        shape = None if reference is None else reference.shape
+        raise ValueError(
+            f"samples_figure: got shape {shape}; expected [N, D]. Draw images with image_grid."
+        )
+    return table_plot(data, samples, columns=columns, width=width, theme=theme)
 
 
 def save_samples(
