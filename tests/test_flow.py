@@ -205,8 +205,8 @@ def test_chunked_equals_unchunked(name: str):
 def test_chunks_of_large_events_are_smaller():
     small = vector_flow()
     large = cf.Flow(Standardise(3072), event_shape=(3072,))
-    assert small._chunk_rows() > 10_000
-    assert large._chunk_rows() < 1000
+    assert small._chunk_rows() == 2048
+    assert large._chunk_rows() == 64
 
 
 def test_common_random_numbers():

@@ -19,8 +19,10 @@ from contraflow.registry import register
 from contraflow.solvers import Solution, Solver
 from contraflow.transform import Transform, apply_forward, apply_inverse
 
-# Rows of one chunk: a dense Jacobian of D x D per row stays within this many numbers.
+# Rows of one chunk: a dense Jacobian of D x D per row stays within this many numbers, and what
+# a layer makes of the rows within a processor's cache.
 _CHUNK_NUMBERS = 2**22
+_CHUNK_ROWS = 2**11
 
 
 @register
@@ -183,7 +185,7 @@ class Flow(nn.Module):
         return self.transform.draw(shape, self._like(), generator)
 
     def _chunk_rows(self) -> int:
-        return max(64, min(2**18, _CHUNK_NUMBERS // max(self.size, 1) ** 2))
+        return max(64, min(_CHUNK_ROWS, _CHUNK_NUMBERS // max(self.size, 1) ** 2))
 
     # --- sampling -----------------------------------------------------------------------
 

@@ -145,9 +145,14 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
+def flow_dtype(flow: Flow) -> torch.dtype:
+    """Return the dtype of the flow's weights."""
+    return next(flow.parameters()).dtype
+
+
 def as_input(x: torch.Tensor, flow: Flow) -> torch.Tensor:
     """Return data in the flow's dtype."""
-    return x.to(next(flow.parameters()).dtype)
+    return x.to(flow_dtype(flow))
 
 
 def inputs(part: Part, flow: Flow) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -41,7 +43,7 @@ def table_writer(out: str | Path | None) -> Iterator[Writer]:
         ConfigurationError: the ending is unknown.
     """
     if out is None:
-        yield _ArrowWriter(lambda schema: pa_csv.CSVWriter(sys.stdout.buffer, schema))
+        yield _ArrowWriter(lambda schema: _csv(sys.stdout.buffer, schema))
         return
     path = Path(out)
     if path.suffix not in ENDINGS:
@@ -51,10 +53,19 @@ def table_writer(out: str | Path | None) -> Iterator[Writer]:
         if path.suffix == ".npy":
             yield stack.enter_context(_NpyWriter(partial))
             return
-        kind = pa_csv.CSVWriter if path.suffix == ".csv" else pq.ParquetWriter
-        writer = _ArrowWriter(lambda schema: kind(str(partial), schema))
+        file = stack.enter_context(partial.open("wb"))
+        kind = _csv if path.suffix == ".csv" else pq.ParquetWriter
+        writer = _ArrowWriter(lambda schema: kind(file, schema))
         stack.callback(writer.close)
         yield writer
+
+
+def _csv(file: IO[bytes], schema: pa.Schema) -> pa_csv.CSVWriter:
+    header = io.StringIO(newline="")
+    csv.writer(header, lineterminator="\n").writerow(schema.names)  # quotes where it must
+    file.write(header.getvalue().encode())
+    options = pa_csv.WriteOptions(include_header=False, quoting_style="none")
+    return pa_csv.CSVWriter(file, schema, write_options=options)
 
 
 class _ArrowWriter:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from contraflow.cli._parser import Parser, command_parser
-from contraflow.cli._run import as_input, open_run
+from contraflow.cli._run import flow_dtype, open_run
 from contraflow.cli._tables import Progress, rows_of_events, table_writer
 from contraflow.errors import ConfigurationError, DataError, SupportError
 from contraflow.evaluation import estimate_log_prob
@@ -103,7 +103,7 @@ def parser() -> Parser:
 
 
 def _inputs(flow: Flow, pieces: Iterator[np.ndarray]) -> Iterator[Tensor]:
-    return (as_input(torch.from_numpy(rows), flow) for rows in pieces)
+    return (torch.tensor(rows, dtype=flow_dtype(flow)) for rows in pieces)
 
 
 def _contexts(
@@ -167,7 +167,7 @@ def _score(
         row = before + int((~inside).nonzero()[0]) + 1
         raise SupportError(
             f"row {row} (counted from 1) lies outside the support of the model, "
-            f"{flow().support}. Remove such rows, or give them -inf with --outside."
+            f"{flow.transform.domain.constraint(len(flow.event_shape))}. Remove such rows, or give them -inf with --outside."
         )
     found = estimate_log_prob(
         flow, x, context, stderr=stderr, max_draws=max_draws, generator=generator
