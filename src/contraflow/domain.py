@@ -45,6 +45,11 @@ class Domain:
         if len(ends) == 2 and not (ends[0] < ends[1]):
             raise ConfigurationError(f"{self}: got an empty set, expected low < high.")
 
+    def __str__(self) -> str:
+        """Return ``(0, inf)`` or ``{1, ..., 5}``."""
+        low, high = self.ends
+        return f"{{{low:g}, ..., {high:g}}}" if self.integer else f"({low:g}, {high:g})"
+
     @property
     def unbounded(self) -> bool:
         """Tell whether every finite value belongs to the domain."""
@@ -183,4 +188,4 @@ class _Stacked(constraints.Constraint):
         return self.domain.contains(value, 1)
 
     def __repr__(self) -> str:
-        return f"columns of {', '.join(str(c.constraint(0)) for c in self.domain.columns)}"
+        return f"columns in {', '.join(map(str, self.domain.columns))}"

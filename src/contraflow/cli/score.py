@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from contraflow.cli._parser import Parser, command_parser
 from contraflow.cli._run import flow_dtype, open_run
 from contraflow.cli._tables import Progress, rows_of_events, table_writer
+from contraflow.domain import Domain, ProductDomain
 from contraflow.errors import ConfigurationError, DataError, SupportError
 from contraflow.evaluation import estimate_log_prob
 from contraflow.flow import Flow
@@ -45,6 +46,7 @@ def run(words: Sequence[str]) -> int:
             columns = _score(
                 flow, x, context, progress.rows, generator,
                 stderr=options.stderr, max_draws=options.max_draws, outside=options.outside,
+                names=metadata.get("columns"),
             )  # fmt: skip
             writer.write(columns)
             summary.add(columns["log_prob"])
@@ -155,6 +157,7 @@ def _score(
     stderr: float,
     max_draws: int,
     outside: bool,
+    names: Sequence[str] | None,
 ) -> dict[str, Any]:
     """Return the columns of one piece; ``before`` rows came earlier."""
     if context is not None and len(context) not in (1, len(x)):
@@ -164,11 +167,7 @@ def _score(
         )
     inside = flow.transform.domain.contains(x, len(flow.event_shape))
     if not outside and not bool(inside.all()):
-        row = before + int((~inside).nonzero()[0]) + 1
-        raise SupportError(
-            f"row {row} (counted from 1) lies outside the support of the model, "
-            f"{flow.transform.domain.constraint(len(flow.event_shape))}. Remove such rows, or give them -inf with --outside."
-        )
+        _refuse(flow.transform.domain, x, int((~inside).nonzero()[0]), before, names)
     found = estimate_log_prob(
         flow, x, context, stderr=stderr, max_draws=max_draws, generator=generator
     )
@@ -184,6 +183,23 @@ def _score(
     if flow.likelihood.stochastic:
         columns["stderr"] = found.stderr.numpy()
     return {**columns, "kind": str(found.kind)}
+
+
+def _refuse(
+    domain: Domain | ProductDomain, x: Tensor, row: int, before: int, names: Sequence[str] | None
+) -> NoReturn:
+    """Say which value of a row lies outside."""
+    values = x[row].flatten()
+    columns = domain.columns if isinstance(domain, ProductDomain) else (domain,) * len(values)
+    for i, (column, value) in enumerate(zip(columns, values, strict=True)):
+        if not bool(column.contains(value[None], 1)):
+            where = f"column {names[i]!r}" if names else f"entry {i + 1}"
+            raise SupportError(
+                f"row {before + row + 1} (counted from 1), {where}: got {value:g}, which lies "
+                f"outside the support {column} of the model. Remove such rows, or give them -inf "
+                "with --outside."
+            )
+    raise AssertionError("a row outside has a value outside")
 
 
 class _Summary:
