@@ -166,4 +166,4 @@ def spread(part: Part, limit: int | None) -> Part:
     if limit is None or limit >= len(part):
         return part
     rows = torch.linspace(0, len(part) - 1, limit).round().long()
-    return Part(part.x[rows], None if part.context is None else part.context[rows])
+    return part.rows(rows)

@@ -85,7 +85,13 @@ def evaluate(
     x, context = inputs(part, flow)
     generator = torch.Generator().manual_seed(seed)
     evaluation = evaluate_likelihood(
-        flow, x, context, stderr=stderr, max_draws=max_draws, generator=generator
+        flow,
+        x,
+        context,
+        stderr=stderr,
+        max_draws=max_draws,
+        generator=generator,
+        weights=part.weights,
     )
     x, context = inputs(spread(part, _ROUND_TRIP_ROWS), flow)
     return {

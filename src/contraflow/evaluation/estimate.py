@@ -166,6 +166,7 @@ def evaluate_likelihood(
     stderr: float = 1e-3,
     max_draws: int = 256,
     generator: torch.Generator | None = None,
+    weights: Tensor | None = None,
 ) -> Evaluation:
     """Return the mean likelihood of a data set: bits/dim for integer data, nats otherwise.
 
@@ -173,6 +174,8 @@ def evaluate_likelihood(
         flow: used in its current mode.
         x: ``[N, *E]``.
         context: ``[N, M]``.
+        weights: how much each row counts in the mean, ``[N]``; None for equal weights. The
+            sampling error is then that of a weighted mean.
         stderr: wanted Monte-Carlo error of the mean, in the unit of the value.
         max_draws: most evaluations of the whole set.
         generator: source of randomness.
@@ -185,6 +188,8 @@ def evaluate_likelihood(
     scale = -1 / (flow.size * math.log(2)) if bits else 1.0
     moments = _Moments()
     error = 0.0
+    count = torch.ones(len(x)) if weights is None else weights
+    shares = count.double() / count.double().sum()
     if not stderr > 0:
         raise ConfigurationError(f"stderr={stderr}; expected a wanted error above 0.")
     while moments.count < _most_draws(likelihood, max_draws):
@@ -196,11 +201,15 @@ def evaluate_likelihood(
                 f"row {int(bad[0])}); expected finite values inside the support."
             )
         if likelihood.stochastic and moments.count >= _LEAST_DRAWS:
-            error = moments.variance_of_mean().sum().sqrt().item() / len(x)
+            error = (moments.variance_of_mean() * shares**2).sum().sqrt().item()
             if error <= stderr:
                 break
-    value = moments.mean.mean().item()
-    spread = moments.mean.std().item() / math.sqrt(len(x)) if len(x) > 1 else None
+    value = (moments.mean * shares).sum().item()
+    spread = None
+    if len(x) > 1:
+        # Of a ratio of means, with the factor that makes it the usual one for equal weights.
+        squares = (shares * (moments.mean - value)).square().sum().item()
+        spread = math.sqrt(squares * len(x) / (len(x) - 1))
     return Evaluation(
         value=value,
         unit="bits_per_dim" if bits else "nats",
