@@ -12,7 +12,7 @@ import torch
 
 import contraflow as cf
 from contraflow import Domain
-from contraflow.data import Part, Table, open_table
+from contraflow.data import Part, Table, open_table, read_table
 from contraflow.data.store import RowStore, split_rows
 from contraflow.data.tabular.columns import ColumnStatistics
 from contraflow.errors import ConfigurationError, DataError
