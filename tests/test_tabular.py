@@ -210,7 +210,7 @@ def test_statistics_in_pieces_are_those_of_the_whole() -> None:
     np.testing.assert_allclose(statistics.std, values.std(0), rtol=1e-9)
     assert statistics.low.tolist() == values.min(0).tolist()
     assert statistics.whole.tolist() == [False, True]
-    assert statistics._at_low[1] == (values[:, 1] == 0).sum()
+    assert statistics.at_low[1] == (values[:, 1] == 0).sum()
 
 
 def test_a_constant_column_is_refused_and_a_constant_context_reported(tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_domains_are_found_in_the_data(tmp_path: Path) -> None:
     assert Table(path, columns=columns, find=False).load().support is None
 
 
-@pytest.mark.filterwarnings("ignore:.*heap|.*of the rows have the value")
+@pytest.mark.filterwarnings("ignore:.*many rows share one value")
 def test_declared_domains_win_and_are_checked(tmp_path: Path) -> None:
     frame = table().drop(columns="w")
     path = write(frame, tmp_path / "t.parquet")
@@ -282,7 +282,7 @@ def test_values_on_a_declared_end_lie_inside(tmp_path: Path) -> None:
 def test_heaps_of_one_value_are_reported(tmp_path: Path) -> None:
     frame = table()[["free", "positive"]]
     frame.loc[:300, "positive"] = 0.0
-    with pytest.warns(UserWarning, match="30% of the rows have the value 0 in column 'positive'"):
+    with pytest.warns(UserWarning, match="30% at 0 in 'positive'"):
         Table(write(frame, tmp_path / "t.parquet")).load()
 
 

@@ -28,6 +28,7 @@ class ColumnStatistics:
     Attributes:
         rows: rows seen.
         mean, std, low, high: of each column.
+        at_low, at_high: rows that have the lowest and the highest value.
         sample: the first rows.
     """
 
@@ -41,8 +42,8 @@ class ColumnStatistics:
         self.rounding = np.zeros(size)  # largest error of a value in float32
         self.whole = np.ones(size, bool)
         self.sample = np.empty((0, size))
-        self._at_low = np.zeros(size, np.int64)
-        self._at_high = np.zeros(size, np.int64)
+        self.at_low = np.zeros(size, np.int64)
+        self.at_high = np.zeros(size, np.int64)
         self._squares = np.zeros(size)
         self._digests = [hashlib.blake2b(digest_size=16) for _ in self.names]
 
@@ -75,7 +76,7 @@ class ColumnStatistics:
         return rounded
 
     def _count_end(self, side: str, ends: np.ndarray, times: np.ndarray) -> None:
-        known, counts = getattr(self, side), getattr(self, f"_at_{side}")
+        known, counts = getattr(self, side), getattr(self, f"at_{side}")
         further = ends < known if side == "low" else ends > known
         counts[:] = np.where(further, times, counts + np.where(ends == known, times, 0))
         known[:] = np.where(further, ends, known)
@@ -246,16 +247,21 @@ def warn_of_atoms(
     path: object, statistics: ColumnStatistics, columns: Sequence[int], domains: Sequence[Domain]
 ) -> None:
     """Warn where many rows share the lowest or the highest value of a continuous column."""
+    heaps = []
     for i, domain in zip(columns, domains, strict=True):
         for value, times in (
-            (statistics.low[i], statistics._at_low[i]),
-            (statistics.high[i], statistics._at_high[i]),
+            (statistics.low[i], statistics.at_low[i]),
+            (statistics.high[i], statistics.at_high[i]),
         ):
             if not domain.integer and times > max(10, 0.01 * statistics.rows):
-                warnings.warn(
-                    f"{path}: {times / statistics.rows:.0%} of the rows have the value "
-                    f"{value:g} in column {statistics.names[i]!r}, which is modelled as "
-                    "continuous: a density can grow without bound there, and its likelihood says "
-                    "little. If the column holds levels, name it in ordinal.",
-                    stacklevel=3,
-                )
+                share = times / statistics.rows
+                heaps.append((share, f"{share:.0%} at {value:g} in {statistics.names[i]!r}"))
+    if heaps:
+        shown = [text for _, text in sorted(heaps, reverse=True)]
+        more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
+        warnings.warn(
+            f"{path}: many rows share one value of a column that is modelled as continuous: "
+            f"{', '.join(shown[:3])}{more}. A density can grow without bound there, and its "
+            "likelihood says little. If such a column holds levels, name it in ordinal.",
+            stacklevel=3,
+        )
