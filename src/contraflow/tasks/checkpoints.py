@@ -96,7 +96,7 @@ class Latest(Checkpoint):
             return
         ending = trainer.should_stop or _ends_training(trainer)
         if ending or time.monotonic() - self._written >= self.every:
-            trainer.save_checkpoint(self.path)
+            trainer.save_checkpoint(self.path, weights_only=False)  # optimiser and loops too
             self._written = time.monotonic()
 
 
