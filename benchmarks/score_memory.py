@@ -2,8 +2,8 @@
 
     python benchmarks/score_memory.py [ROWS] [FOLDER]
 
-Writes ROWS (10,000,000) rows of 6 correlated columns, trains the preset ``table`` for a few steps on
-the first 100,000, and scores the whole file in a process of its own.
+Writes ROWS (10,000,000) rows of 6 correlated columns, trains the preset ``table`` for a few steps
+on the first 100,000, and scores the whole file in a process of its own.
 """
 
 from __future__ import annotations
