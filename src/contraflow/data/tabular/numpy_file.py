@@ -15,6 +15,10 @@ from numpy.lib import format as npy
 from contraflow.data.tabular.file import TableFile
 from contraflow.errors import DataError
 
+# What the readers of an archive raise when its bytes are not what they should be; RuntimeError
+# says that it is encrypted.
+_DAMAGES = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError, RuntimeError)
+
 
 class NpyFile(TableFile):
     """One array ``[N, D]``, mapped into memory page by page; a structured one names its columns.
@@ -78,7 +82,7 @@ class NpzFile(TableFile):
                         self.groups[key] = tuple(own)
                     names += own
                     self._member += [(entry, i) for i in range(width)]
-        except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError) as error:
+        except _DAMAGES as error:
             raise DataError(
                 f"{path}: is not a readable .npz file of numbers ({error}). Write it with "
                 "numpy.savez from float arrays."
@@ -104,7 +108,7 @@ class NpzFile(TableFile):
                         entry, place = self._member[at]
                         values[:, i] = pieces[entry][:, place]
                     yield values
-        except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, StopIteration) as error:
+        except (*_DAMAGES, StopIteration) as error:
             raise DataError(
                 f"{self.path}: is damaged or cut short ({error or 'the data end early'}). "
                 "Restore it from a copy."
