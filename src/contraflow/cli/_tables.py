@@ -20,6 +20,7 @@ from numpy.lib import format as npy
 
 from contraflow._files import written_beside
 from contraflow.data import TableFile, open_table
+from contraflow.data.tabular.numpy_file import map_array
 from contraflow.errors import ConfigurationError, DataError
 
 ENDINGS = (".csv", ".parquet", ".npy")
@@ -202,7 +203,7 @@ def rows_of_events(
     """
     path = Path(path)
     if path.suffix == ".npy" and path.is_file():
-        array = _mapped(path)
+        array = map_array(path)
         if array.ndim == len(shape) + 1 > 2:
             return len(array), _pieces(path, array, tuple(shape), chunk)
     file = open_table(path)
@@ -222,13 +223,6 @@ def _even(pieces: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
             kept = [whole[size:]] if len(whole) > size else []
     if kept:
         yield np.concatenate(kept)
-
-
-def _mapped(path: Path) -> np.ndarray:
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise DataError(f"{path}: is not a readable .npy file of numbers ({error}).") from error
 
 
 def _pieces(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -15,9 +17,12 @@ from numpy.lib import format as npy
 from contraflow.data.tabular.file import TableFile
 from contraflow.errors import DataError
 
-# What the readers of an archive raise when its bytes are not what they should be; RuntimeError
-# says that it is encrypted.
-_DAMAGES = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError, RuntimeError)
+# What the readers raise when bytes are not what they should be: those of the archive, and those
+# of an array's header, which is Python text. RuntimeError says that an archive is encrypted.
+_DAMAGES = (
+    zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError, struct.error,
+    ValueError, TypeError, SyntaxError, tokenize.TokenError, OverflowError, MemoryError,
+)  # fmt: skip
 
 
 class NpyFile(TableFile):
@@ -29,16 +34,7 @@ class NpyFile(TableFile):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise DataError(
-                f"{path}: is not a readable .npy file of numbers ({error}). Write it with "
-                "numpy.save from a float array."
-            ) from error
-        if not isinstance(array, np.ndarray):
-            array.close()
-            raise DataError(f"{path}: holds several arrays; name the file .npz.")
+        array = map_array(path)
         _check_array(path, "the array", array.dtype, array.shape)
         if array.ndim != 2:
             raise DataError(
@@ -52,6 +48,25 @@ class NpyFile(TableFile):
     def _read(self, positions: Sequence[int], size: int) -> Iterator[np.ndarray]:
         for start in range(0, len(self._array), size):
             yield np.asarray(self._array[start : start + size], np.float64)[:, list(positions)]
+
+
+def map_array(path: Path) -> np.ndarray:
+    """Map the array of an NPY file into memory; nothing is read yet.
+
+    Raises:
+        DataError: the file is not an NPY file of plain values, or cannot be read.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (*_DAMAGES, OSError) as error:
+        raise DataError(
+            f"{path}: is not a readable .npy file of numbers ({error}). Write it with "
+            "numpy.save from a float array."
+        ) from error
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise DataError(f"{path}: holds several arrays; name the file .npz.")
+    return array
 
 
 class NpzFile(TableFile):
