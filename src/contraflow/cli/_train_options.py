@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from contraflow.cli._complaints import MISSING, subclasses
-from contraflow.cli._config import add_model_and_data, read_preset, yaml_line
+from contraflow.cli._config import add_model_and_data, read_preset
 from contraflow.cli._parser import Parser, command_parser
+from contraflow.cli._yaml import yaml_line
 from contraflow.data import Source
 from contraflow.errors import ConfigurationError, nearest
 from contraflow.flow import Flow
