@@ -33,6 +33,8 @@ def written_beside(target: str | os.PathLike[str]) -> Iterator[Path]:
     if not target.parent.exists():
         what = "no such folder; make it, or name another"
         raise FileNotFoundError(errno.ENOENT, what, os.fspath(target.parent))
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(target))
     try:
         partial.touch()
         mode = partial.stat().st_mode

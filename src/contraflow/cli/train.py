@@ -28,7 +28,8 @@ from contraflow.cli._config import (
 )
 from contraflow.cli._parser import Parser
 from contraflow.cli._run import Run, as_input, write_json, write_text
-from contraflow.cli._train_options import is_help, read_options, train_help, train_parser
+from contraflow.cli._train_options import is_help, read_options, train_help, train_parser, value_of
+from contraflow.cli._yaml import read_yaml
 from contraflow.data import Splits
 from contraflow.errors import ConfigurationError
 from contraflow.flow import Flow
@@ -65,12 +66,14 @@ def run(words: Sequence[str]) -> int:
 def _options(parser: Parser, words: list[str]) -> Namespace:
     """Return all options: the preset's, or those that a resumed run began with; then the words'."""
     source = preset_path(words[0])
+    preset = read_yaml(source)
+    out = value_of(words, "--out") or preset.get("out") or "runs"
+    name = value_of(words, "--name") or preset.get("name") or source.stem
+    begun = Run(Path(out) / name).config
+    if "--resume" in words and begun.is_file():
+        source = begun
     options = read_options(parser, source, words[1:])
-    name = options.name or source.stem
-    begun = Run(Path(options.out) / name).config
-    if options.resume and begun.is_file():
-        options = read_options(parser, begun, words[1:])
-    options.name = name
+    options.out, options.name = out, name
     return options
 
 
