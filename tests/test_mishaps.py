@@ -73,7 +73,8 @@ def write_tables() -> None:
     np.save("flat.npy", np.zeros(3))
     frame[["c"]][:3].to_csv("c.csv", index=False)
     frame[["a", "b"]].to_csv("ab.csv", index=False)
-    frame.assign(b=frame["b"].where(frame.index != 4, 10)).to_csv("outside.csv", index=False)
+    frame.loc[4, "b"] = 10
+    frame.to_csv("outside.csv", index=False)
 
 
 def write_images() -> None:
@@ -194,10 +195,10 @@ def test_a_training_that_cannot_begin_is_refused_and_leaves_nothing(
     case: str, capsys: pytest.CaptureFixture
 ) -> None:
     words, message = {**BAD_DATA, **BAD_OPTIONS}[case]
-    before = {path for path in Path().rglob("*")}
+    before = set(Path().rglob("*"))
     assert main(["train", *words, *([] if "--out" in words else ["--name", "new"])]) == 2
     assert re.search(message, told := refusal(capsys)), told
-    assert {path for path in Path().rglob("*")} == before
+    assert set(Path().rglob("*")) == before
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -358,7 +359,7 @@ WRONG_CALLS = {
     "fewer samples": ("sample runs/plain -n -5", "-n -5; expected 1 or more"),
     "too many for a picture": (
         "sample runs/plain -n 99999 --out OUT.png",
-        "99,999 samples for one",
+        "99,999 samples",
     ),
     "ending": ("sample runs/plain --out OUT.txt", "name ending in .png, .csv"),
     "no context": ("sample runs/given", "--context FILE with 1 columns: c"),

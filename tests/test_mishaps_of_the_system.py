@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ import torch
 
 import contraflow as cf
 import contraflow_command
+from contraflow.cli import main
 from contraflow.tasks.checkpoints import read_checkpoint
 
 NOBODY = 65534
@@ -30,7 +32,7 @@ TRAIN = [
     "train", "checkerboard", "--checkpoint-every", "0", "--data.num_train", "600",
     "--data.num_validation", "50", "--data.num_test", "50", "--model.transforms", "1",
     "--model.hidden_features", "[8]", "--optimisation.batch_size", "64",
-    "--trainer.max_time", "null", "--trainer.max_epochs", "6",
+    "--trainer.max_time", "null", "--trainer.max_epochs", "3",
     "--trainer.val_check_interval", "4", "--trainer.log_every_n_steps", "1",
 ]  # fmt: skip
 
@@ -64,6 +66,7 @@ class Child:
         try:
             sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1) for n in (1, 2))
             torch.set_num_threads(1)
+            warnings.simplefilter("default")  # pytest makes errors of them
             sys.argv = ["contraflow", *self.words]
             signal.signal(signal.SIGINT, signal.default_int_handler)
             self.prepare()
@@ -95,9 +98,9 @@ def run(words: list[str], prepare: Callable[[], object] = lambda: None) -> tuple
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An undisturbed run."""
+    """An undisturbed run; in this process, so that its children need import nothing."""
     out = tmp_path_factory.mktemp("whole")
-    assert run([*TRAIN, "--out", str(out), "--name", "run"])[0] == 0
+    assert main([*TRAIN, "--out", str(out), "--name", "run"]) == 0
     return out / "run"
 
 
@@ -166,15 +169,13 @@ def test_a_disk_that_fills_up_later_keeps_the_last_checkpoint(whole: Path, tmp_p
 
 
 OUTPUTS = {
-    **{
-        f"sample {end}": f"sample RUN -n 999 --out OUT/s.{end}"
-        for end in ("csv", "npy", "parquet", "png")
-    },
-    **{
-        f"score {end}": f"score RUN OUT/x.npy --out OUT/s.{end}"
-        for end in ("csv", "npy", "parquet")
-    },
     "report": "report RUN --out OUT/r.html",
+    "sample png": "sample RUN -n 999 --out OUT/s.png",
+    **{
+        f"{command} {ending}": f"{words} --out OUT/s.{ending}"
+        for command, words in (("sample", "sample RUN -n 999"), ("score", "score RUN OUT/x.npy"))
+        for ending in ("csv", "npy", "parquet")
+    },
 }
 
 
@@ -261,7 +262,7 @@ def test_a_folder_belongs_to_one_training_and_is_free_after_a_kill(
     first.send(0)  # it lives
     first.send(signal.SIGKILL)
     assert first.wait()[0] == -signal.SIGKILL
-    assert run(words_of(folder, "--resume", "--trainer.max_epochs", "6"))[0] in (0, 2)
+    assert run(words_of(folder, "--resume", "--trainer.max_epochs", "3"))[0] in (0, 2)
 
 
 def wait_for(path: Path) -> None:

@@ -48,7 +48,7 @@ def written_beside(target: str | os.PathLike[str]) -> Iterator[Path]:
         if error.filename in (os.fspath(partial), partial) or (
             error.filename is None and error.errno in _FULL
         ):
-            error.filename, error.filename2 = os.fspath(target), None
+            raise OSError(error.errno, error.strerror, os.fspath(target)) from error
         raise
     finally:
         with suppress(OSError):  # what went wrong before is what counts
