@@ -54,6 +54,8 @@ def explain(message: str, error: BaseException | None, known: Sequence[str], pro
         return f"unknown option {name}{_nearest_option(name, known)}"
     if found := re.search(r"Expected a dot import path string: (\S+)", reason):
         return _no_class(option, found[1], message)
+    if found := re.search(r"module '.+?' has no attribute '(.+?)'", reason):
+        return _no_class(option, found[1], message)
     if found := re.search(r"required: (.*)|[Kk]ey \"(.+?)\" is required", reason):
         return f"{MISSING}{_missing(found[1] or found[2], texts, known)}{see}"
     if found := re.search(r"argument (\S+): ignored explicit argument '(.*)'", reason):

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import jsonargparse
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 import contraflow.data
 import contraflow.flows  # noqa: F401 - makes the short class names known
+from contraflow.cli._parser import Parser
+from contraflow.cli._yaml import read_yaml
 from contraflow.data import Source, Splits
 from contraflow.errors import ConfigurationError, ContraflowError, nearest
 from contraflow.flow import Flow
@@ -50,35 +51,7 @@ def read_preset(name: str) -> dict[str, Any]:
     Raises:
         ConfigurationError: it is no text, no YAML, or no mapping; the message names the line.
     """
-    path = preset_path(name)
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{path}: no text ({error.reason}).") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = "" if mark is None else f":{mark.line + 1}"
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ConfigurationError(f"{path}{where}: not YAML: {problem}.") from None
-    if not isinstance(settings, dict):
-        found = "is empty" if settings is None else f"holds a {type(settings).__name__}"
-        raise ConfigurationError(f"{path}: {found}; expected a mapping of options.")
-    return settings
-
-
-def yaml_line(path: Path, key: str) -> int | None:
-    """Return the line of a YAML file on which a key stands first, counted from 1."""
-
-    def search(node: yaml.Node | None) -> int | None:
-        if isinstance(node, yaml.MappingNode):
-            for name, value in node.value:
-                if name.value == key:
-                    return name.start_mark.line + 1
-                if (found := search(value)) is not None:
-                    return found
-        return None
-
-    return search(yaml.compose(path.read_text(encoding="utf-8")))
+    return read_yaml(preset_path(name))
 
 
 def add_model_and_data(parser: ArgumentParser) -> None:
@@ -106,12 +79,9 @@ def data_source(config: Any, data_root: str | None = None) -> Source:
     Raises:
         ConfigurationError: the configuration is not valid.
     """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(Source, "data")
-    try:
-        namespace = parser.parse_object({"data": config})
-    except Exception as error:  # jsonargparse raises its own and argparse's types
-        raise ConfigurationError(f"data: {error}") from error
+    parser = Parser(prog="contraflow train")
+    parser.add_subclass_arguments(Source, "data", required=True)
+    namespace = parser.parse_object({"data": config})
     set_data_root(namespace, data_root)
     return instantiate(parser, data=namespace.data)
 
@@ -139,19 +109,39 @@ def set_data_root(namespace: Namespace, data_root: str | None) -> None:
 
 
 def fit_model_to_data(model: Namespace, splits: Splits) -> None:
-    """Fill in what the data decide and the configuration leaves open: shape, levels, context."""
+    """Fill in what the data decide and the configuration leaves open: shape, levels, context.
+
+    Raises:
+        ConfigurationError: the configuration says otherwise than the data.
+    """
     arguments = model.get("init_args")
     if arguments is None:
         return
-    event = splits.event_shape
+    event, context = list(splits.event_shape), splits.context_features
+    flat = len(event) == 1
+    _refuse(arguments, "features", event[0] if flat else None, "the data have {} columns")
+    _refuse(arguments, "shape", None if flat else event, "the data have the shape {}")
+    _refuse(arguments, "num_bins", splits.num_bins, "the data have {} levels")
+    _refuse(arguments, "context", context, "the data have {} context columns")
     if arguments.get("features") is None and arguments.get("shape") is None:
-        if len(event) == 1:
+        if flat:
             arguments["features"] = event[0]
         elif "shape" in arguments:
-            arguments["shape"] = list(event)
+            arguments["shape"] = event
     if "num_bins" in arguments and arguments["num_bins"] is None:
         arguments["num_bins"] = splits.num_bins
     if arguments.get("support", ...) is None and splits.support is not None:
         arguments["support"] = [asdict(domain) for domain in splits.support]
-    if splits.context_features and not arguments.get("context"):
-        arguments["context"] = splits.context_features
+    if context and not arguments.get("context"):
+        arguments["context"] = context
+
+
+def _refuse(arguments: Namespace, name: str, expected: Any, of_data: str) -> None:
+    """Refuse an argument that is set otherwise than the data decide, where they do."""
+    given = arguments.get(name)
+    given = list(given) if isinstance(given, tuple) else given
+    if given and expected is not None and given != expected:
+        raise ConfigurationError(
+            f"--model.{name} {given}; {of_data.format(expected)}. Leave the option out, or set it "
+            "to null, to take what the data have."
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -98,14 +98,14 @@ def gather(
         pair = reasons.attempt("Reconstruction", lambda: reconstruct(flow, x, context))
         start, back = (x, None) if pair is None else pair
     metadata = run.metadata()
-    settings = run.settings()
+    settings = _settings(run)
     around = x if x is not None else None if draw is None else draw.x
     contents = ReportContents(
         title=run.folder.resolve().name,
         command=str(metadata.get("command", "")),
-        configuration=run.config.read_text(),
+        configuration=_text(run.config),
         environment={key: str(value) for key, value in metadata.get("environment", {}).items()},
-        metrics=read_metrics(run.metrics) if run.metrics.is_file() else (),
+        metrics=reasons.attempt("Training", lambda: _metrics(run)) or (),
         evaluation=_evaluation(run, part, data_root, reasons),
         certificate=certify(flow).to_json(),
         data=None if start is None else start.numpy(),
@@ -135,6 +135,24 @@ def gather(
     return contents, reasons.failed
 
 
+def _metrics(run: Run) -> Sequence[Mapping[str, float]]:
+    try:
+        return read_metrics(run.metrics) if run.metrics.is_file() else ()
+    except ValueError as error:
+        raise DataError(f"{run.metrics}: damaged: {error}") from error
+
+
+def _settings(run: Run) -> Mapping[str, Any]:
+    try:
+        return run.settings()
+    except ConfigurationError:  # which the data's section has told
+        return {}
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
 def _draw(
     flow: Flow, x: torch.Tensor | None, context: torch.Tensor | None, generator: torch.Generator
 ) -> Draw:
@@ -148,7 +166,7 @@ def _evaluation(
     """Return the saved evaluation of this very model, else a new one."""
     try:
         saved = json.loads(run.evaluation.read_text())
-    except (OSError, ValueError):  # absent, or cut short
+    except (OSError, ValueError):  # absent, or damaged
         saved = None
     if isinstance(saved, dict) and saved.get("model") == run.digest():
         return saved

@@ -74,6 +74,18 @@ class Parser(jsonargparse.ArgumentParser):
         known = [name for name in names if len(name) > 2 and not name.endswith((".help", "+"))]
         raise ConfigurationError(explain(message, ex, known, self.prog)) from None
 
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse, and check what every command's ``--seed`` may be.
+
+        Raises:
+            ConfigurationError: the call is wrong.
+        """
+        options = super().parse_args(*args, **kwargs)
+        seed = options.get("seed", 0)
+        if not 0 <= seed < 2**63:
+            raise ConfigurationError(f"--seed {seed}; expected a number from 0 to 2^63 - 1.")
+        return options
+
     def show_only(self, names: Iterable[str] | None = None) -> None:
         """Leave the other options, and the helpers that jsonargparse adds, out of the help."""
         wanted = None if names is None else {"-h", *names}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from filelock import FileLock, Timeout
 
 from contraflow._files import written_beside
+from contraflow.cli._yaml import read_yaml
 from contraflow.data import Part, Splits
 from contraflow.errors import ConfigurationError, nearest
 from contraflow.flow import Flow
@@ -57,6 +59,11 @@ class Run:
         return self.folder / "metrics.csv"
 
     @property
+    def samples(self) -> Path:
+        """Return the picture of samples."""
+        return self.folder / "samples.png"
+
+    @property
     def checkpoint(self) -> Path:
         """Return what a resumed training goes on from."""
         return self.folder / "checkpoints" / "last.ckpt"
@@ -65,7 +72,8 @@ class Run:
     def exclusively(self) -> Iterator[None]:
         """Make the folder and hold it: a second training into it is refused.
 
-        The system lets go of it when the process ends, however it ends.
+        The system lets go of it when the process ends, however it ends. A folder into which
+        nothing was written is removed again.
 
         Raises:
             ConfigurationError: another process holds it, or it cannot be written to.
@@ -74,7 +82,11 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.folder / ".lock", timeout=0)
             with lock:
-                yield
+                try:
+                    yield
+                finally:
+                    if os.listdir(self.folder) == [".lock"]:  # nothing came of it
+                        shutil.rmtree(self.folder, ignore_errors=True)
         except Timeout:
             raise ConfigurationError(
                 f"{self.folder}: another training is writing here; choose another --name, or wait "
@@ -89,15 +101,9 @@ class Run:
         """Read the configuration as plain data.
 
         Raises:
-            ConfigurationError: it is missing or not YAML.
+            ConfigurationError: it is missing, or no mapping in YAML.
         """
-        try:
-            settings = yaml.safe_load(self.config.read_text())
-        except (OSError, yaml.YAMLError) as error:
-            raise ConfigurationError(f"{self.config}: cannot be read ({error}).") from error
-        if not isinstance(settings, dict):
-            raise ConfigurationError(f"{self.config}: expected a mapping of options.")
-        return settings
+        return read_yaml(self.config)
 
     def metadata(self) -> dict[str, Any]:
         """Return what training wrote into the model file: command, environment, columns."""
@@ -108,10 +114,19 @@ class Run:
         return read_metadata(self.model)["digest"]
 
     def splits(self, data_root: str | None = None) -> Splits:
-        """Load the data that the run was trained on."""
+        """Load the data that the run was trained on.
+
+        Raises:
+            ConfigurationError: the configuration does not say which.
+            DataError: they are gone, or damaged.
+        """
         from contraflow.cli._config import data_source
 
-        return data_source(self.settings().get("data"), data_root).load()
+        data = self.settings().get("data")
+        try:
+            return data_source(data, data_root).load()
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{self.config}: {error}") from error
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:
@@ -122,9 +137,11 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     """
     run = Run(Path(path))
     if not run.folder.is_dir():
-        siblings = [path.name for path in run.folder.parent.glob("*")]
+        if run.folder.exists():
+            raise ConfigurationError(f"{run.folder}: is a file; expected the folder of a run.")
+        siblings = [str(path) for path in run.folder.parent.glob("*/")]
         raise ConfigurationError(
-            f"{run.folder}: no such run folder{nearest(run.folder.name, siblings) or '.'}"
+            f"{run.folder}: no such run folder{nearest(str(run.folder), siblings) or '.'}"
         )
     if not run.model.is_file():
         raise ConfigurationError(
@@ -132,6 +149,14 @@ def open_run(path: str | os.PathLike[str]) -> Run:
             "Go on with: contraflow train ... --resume."
         )
     return run
+
+
+def keep_json(path: Path, value: Any) -> None:
+    """Write a result that was printed already; warn if it cannot be kept."""
+    try:
+        write_json(path, value)
+    except OSError as error:
+        warnings.warn(f"{path}: not kept: {error.strerror}.", stacklevel=2)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from os.path import samefile
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -123,6 +124,17 @@ class _NpyWriter:
         description = npy.header_data_from_array_1_0(self._like)
         description |= {"shape": (self._rows, *self._like.shape[1:]), "fortran_order": False}
         npy.write_array_header_1_0(self._file, description)
+
+
+def keep_inputs(out: str | Path | None, *inputs: str | None) -> None:
+    """Refuse to write over a file that is read.
+
+    Raises:
+        ConfigurationError: ``out`` is one of the inputs.
+    """
+    for path in inputs:
+        if out and path and Path(out).exists() and Path(path).exists() and samefile(out, path):
+            raise ConfigurationError(f"--out {out}: is the file that is read; name another.")
 
 
 class Progress:

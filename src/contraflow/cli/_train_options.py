@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from contraflow.cli._complaints import MISSING, subclasses
-from contraflow.cli._config import add_model_and_data, read_preset, yaml_line
+from contraflow.cli._config import add_model_and_data, read_preset
 from contraflow.cli._parser import Parser, command_parser
+from contraflow.cli._yaml import yaml_line
 from contraflow.data import Source
 from contraflow.errors import ConfigurationError, nearest
 from contraflow.flow import Flow
@@ -79,6 +80,16 @@ def read_options(parser: Parser, source: Path, words: Sequence[str]) -> Any:
 def is_help(words: Sequence[str]) -> bool:
     """Tell whether the words ask for help."""
     return bool({"-h", "--help", "--help-all"} & set(words))
+
+
+def value_of(words: Sequence[str], option: str) -> str | None:
+    """Return the value that the words give to an option."""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word == option:
+            return following
+        if word.startswith(f"{option}="):
+            return word.removeprefix(f"{option}=")
+    return None
 
 
 def train_help(words: Sequence[str]) -> str:
@@ -152,7 +163,7 @@ def _preset_parser(preset: str, words: Sequence[str]) -> Parser:
     parser = _run_options(preset)
     for group, base in (("model", Flow), ("data", Source)):
         chosen = settings.get(group) or {}
-        name = _value_of(words, f"--{group}") or chosen.get("class_path", "")
+        name = value_of(words, f"--{group}") or chosen.get("class_path", "")
         cls = _class(name, base, f"--{group}")
         skip: set[str | int] = {"transform", "base", "event_shape"}
         names = skip & set(inspect.signature(cls).parameters)
@@ -192,15 +203,6 @@ def _class(name: str, base: type, option: str) -> type:
 
 def _names(base: type) -> str:
     return ", ".join(sorted({cls.__name__ for cls in subclasses(base)}))
-
-
-def _value_of(words: Sequence[str], option: str) -> str | None:
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        if word == option:
-            return following
-        if word.startswith(f"{option}="):
-            return word.removeprefix(f"{option}=")
-    return None
 
 
 def _action(parser: Parser, option: str) -> argparse.Action:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from contraflow.cli._parser import Parser, command_parser
-from contraflow.cli._run import open_run, write_json
+from contraflow.cli._run import keep_json, open_run
 from contraflow.evaluation import certify
 
 
@@ -15,8 +15,9 @@ def run(words: Sequence[str]) -> int:
     options = parser().parse_args(list(words))
     folder = open_run(options.run)
     certificate = certify(folder.flow())
-    write_json(folder.certificate, certificate.to_json())
-    print(json.dumps(certificate.to_json(), indent=2) if options.json else certificate)
+    result = certificate.to_json()
+    print(json.dumps(result, indent=2) if options.json else certificate, flush=True)
+    keep_json(folder.certificate, result)
     return 0 if certificate.certified else 1
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from contraflow.cli._parser import Parser, command_parser
-from contraflow.cli._run import Run, inputs, open_run, spread, write_json
+from contraflow.cli._run import Run, inputs, keep_json, open_run, spread
 from contraflow.data import Part
 from contraflow.errors import ConfigurationError
 from contraflow.evaluation import evaluate_likelihood, round_trip_error
@@ -32,8 +32,8 @@ def run(words: Sequence[str]) -> int:
         data_root=options.data_root,
         seed=options.seed,
     )
-    write_json(folder.evaluation, result)
-    print(json.dumps(result, indent=2) if options.json else describe(result))
+    print(json.dumps(result, indent=2) if options.json else describe(result), flush=True)
+    keep_json(folder.evaluation, result)
     return 0
 
 

@@ -6,9 +6,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from contraflow._files import written_beside
 from contraflow.cli._contents import gather
 from contraflow.cli._parser import Parser, command_parser
-from contraflow.cli._run import Run, open_run, write_text
+from contraflow.cli._run import Run, open_run
 from contraflow.report import render_comparison, render_report
 
 
@@ -17,10 +18,12 @@ def run(words: Sequence[str]) -> int:
     options = parser().parse_args(list(words))
     runs = [open_run(each) for each in options.run]
     several = len(runs) > 1
-    gathered = [gather(each, options.data_root, brief=several) for each in runs]
-    contents = [each for each, _ in gathered]
     out = Path(options.out) if options.out else _default_path(runs)
-    write_text(out, render_comparison(contents) if several else render_report(contents[0]))
+    with written_beside(out) as partial:  # first: gathering takes minutes
+        gathered = [gather(each, options.data_root, brief=several) for each in runs]
+        contents = [each for each, _ in gathered]
+        page = render_comparison(contents) if several else render_report(contents[0])
+        partial.write_text(page, encoding="utf-8")
     print(out)
     return 1 if any(failed for _, failed in gathered) else 0
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from contraflow._files import written_beside
 from contraflow.cli._parser import Parser, command_parser
 from contraflow.cli._run import as_input, open_run
-from contraflow.cli._tables import ENDINGS, Progress, rows_of_events, table_writer
+from contraflow.cli._tables import ENDINGS, Progress, keep_inputs, rows_of_events, table_writer
 from contraflow.errors import ConfigurationError
 from contraflow.flow import Flow
 from contraflow.report import save_samples
@@ -30,9 +30,10 @@ def run(words: Sequence[str]) -> int:
     flow = folder.flow()
     if options.number < 1:
         raise ConfigurationError(f"-n {options.number}; expected 1 or more.")
-    out = Path(options.out) if options.out else folder.folder / "samples.png"
+    out = Path(options.out) if options.out else folder.samples
     if out.suffix not in _ENDINGS:
         raise ConfigurationError(f"{out}: expected a name ending in {', '.join(_ENDINGS)}.")
+    keep_inputs(out, options.context)
     metadata = folder.metadata()
     context = _context(options.context, metadata.get("context_columns"), flow)
     names = metadata.get("columns")
@@ -43,8 +44,8 @@ def run(words: Sequence[str]) -> int:
                 f"{out}: got {count:,} samples for one picture, expected at most {_MOST_DRAWN:,}; "
                 "lower -n, or write .npy, .csv or .parquet."
             )
-        drawn = np.concatenate(list(_draws(flow, options.number, context, options.seed)))
         with written_beside(out) as partial:
+            drawn = np.concatenate(list(_draws(flow, options.number, context, options.seed)))
             save_samples(partial, drawn, columns=names)
     else:
         progress = Progress(count)

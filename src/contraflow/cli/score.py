@@ -13,7 +13,7 @@ from torch import Tensor
 
 from contraflow.cli._parser import Parser, command_parser
 from contraflow.cli._run import flow_dtype, open_run
-from contraflow.cli._tables import Progress, rows_of_events, table_writer
+from contraflow.cli._tables import Progress, keep_inputs, rows_of_events, table_writer
 from contraflow.domain import Domain, ProductDomain
 from contraflow.errors import ConfigurationError, DataError, SupportError
 from contraflow.evaluation import estimate_log_prob
@@ -30,6 +30,7 @@ def run(words: Sequence[str]) -> int:
             f"got --stderr {options.stderr} and --max-draws {options.max_draws}; expected an "
             "error above 0 and 4 draws or more."
         )
+    keep_inputs(options.out, options.file, options.context)
     folder = open_run(options.run)
     flow, metadata = folder.flow(), folder.metadata()
     chunk = max(64, min(2**16, _NUMBERS // flow.size))
@@ -76,7 +77,7 @@ def parser() -> Parser:
         examples=[
             "runs/table new.csv --out scores.csv",
             "runs/table big.parquet --out scores.parquet --json",
-            "runs/posterior theta.npy --context observations.npy --out scores.npy",
+            "runs/posterior theta.npy --context x.npy --out scores.npy",
         ],
     )
     parser.add_argument("run", metavar="RUN", type=str, help="the run's folder")

@@ -12,9 +12,10 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from jsonargparse import Namespace
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.callbacks import Callback
 
 from contraflow import certify
 from contraflow._files import written_beside
@@ -26,13 +27,15 @@ from contraflow.cli._config import (
     set_data_root,
 )
 from contraflow.cli._parser import Parser
-from contraflow.cli._run import Run, as_input, write_json
-from contraflow.cli._train_options import is_help, read_options, train_help, train_parser
+from contraflow.cli._run import Run, as_input, write_json, write_text
+from contraflow.cli._train_options import is_help, read_options, train_help, train_parser, value_of
+from contraflow.cli._yaml import read_yaml
 from contraflow.data import Splits
 from contraflow.errors import ConfigurationError
 from contraflow.flow import Flow
 from contraflow.report import save_samples
 from contraflow.tasks import Optimisation, Training, train
+from contraflow.tasks.events import event_log
 
 
 def run(words: Sequence[str]) -> int:
@@ -63,12 +66,14 @@ def run(words: Sequence[str]) -> int:
 def _options(parser: Parser, words: list[str]) -> Namespace:
     """Return all options: the preset's, or those that a resumed run began with; then the words'."""
     source = preset_path(words[0])
+    preset = read_yaml(source)
+    out = value_of(words, "--out") or preset.get("out") or "runs"
+    name = value_of(words, "--name") or preset.get("name") or source.stem
+    begun = Run(Path(out) / name).config
+    if "--resume" in words and begun.is_file():
+        source = begun
     options = read_options(parser, source, words[1:])
-    name = options.name or source.stem
-    begun = Run(Path(options.out) / name).config
-    if options.resume and begun.is_file():
-        options = read_options(parser, begun, words[1:])
-    options.name = name
+    options.out, options.name = out, name
     return options
 
 
@@ -76,6 +81,7 @@ def _train(
     parser: Parser, options: Namespace, folder: Run, command: str, *, resume: bool
 ) -> dict[str, Any]:
     """Train and save; return what ``--json`` prints."""
+    optimisation = Optimisation(**vars(options.optimisation))
     set_data_root(options, options.data_root)
     splits = instantiate(parser, data=options.data).load()
     fit_model_to_data(options.model, splits)
@@ -84,21 +90,27 @@ def _train(
     if resume and not folder.checkpoint.is_file():
         print(f"{folder.folder}: no checkpoint yet, starting at step 0", file=sys.stderr)
         resume = False
-    with written_beside(folder.config) as partial:
-        parser.save(options, str(partial), overwrite=True)
     print(flow_summary(flow, splits), file=sys.stderr)
+    if len(splits.train) < optimisation.batch_size:
+        print(
+            f"contraflow: note: batches shrink from {optimisation.batch_size} rows to the "
+            f"{len(splits.train)} that there are to train on",
+            file=sys.stderr,
+        )
     started = time.monotonic()
-    with redirect_stdout(sys.stderr):  # Lightning's progress bar would mix with our JSON
+    # Lightning's progress bar would mix with our JSON.
+    with redirect_stdout(sys.stderr), event_log(folder.folder) as events:
         training = train(
             flow,
             splits,
             folder.folder,
-            optimisation=Optimisation(**vars(options.optimisation)),
+            optimisation=optimisation,
             seed=options.seed,
             trainer=vars(options.trainer),
-            loggers=[TensorBoardLogger(folder.folder.parent, name=folder.folder.name, version="")],
+            loggers=[events],
             resume=resume,
             checkpoint_every=options.checkpoint_every,
+            callbacks=[KeepOptions(folder.config, parser.dump(options))],
         )
     seconds = time.monotonic() - started
     certified = finish(flow, splits, folder, training, command, seconds)
@@ -111,6 +123,25 @@ def _train(
         "certified": certified,
         "seconds": round(seconds, 1),
     }
+
+
+class KeepOptions(Callback):
+    """Write the configuration once nothing is left that could refuse it.
+
+    A call that fails, for example to resume with another model's options, leaves the run as
+    it was.
+
+    Args:
+        path: the file.
+        text: its text.
+    """
+
+    def __init__(self, path: Path, text: str) -> None:
+        self.path = path
+        self.text = text
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        write_text(self.path, self.text)
 
 
 def flow_summary(flow: Flow, splits: Splits) -> str:
@@ -146,12 +177,13 @@ def finish(
     shape = () if context is not None else (count,)
     samples = flow.sample(shape, context, generator=generator)
     held_out = splits.validation.x[:count]
-    save_samples(
-        run.folder / "samples.png",
-        samples.float().numpy(),
-        data=held_out.float().numpy(),
-        columns=splits.columns,
-    )
+    with written_beside(run.samples) as partial:
+        save_samples(
+            partial,
+            samples.float().numpy(),
+            data=held_out.float().numpy(),
+            columns=splits.columns,
+        )
     verdict = "certified" if certificate.certified else "NOT certified"
     print(f"{run.folder}: saved after {training.steps} steps, {verdict}", file=sys.stderr)
     return certificate.certified

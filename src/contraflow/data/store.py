@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from contraflow.errors import DataError
+from contraflow.errors import ConfigurationError, DataError
 
 IN_MEMORY = 2**28
 """Bytes beyond which rows go to a temporary file."""
@@ -101,9 +101,14 @@ def split_rows(
         seed: seed of the draw.
         block: rows drawn at once.
 
+    Raises:
+        ConfigurationError: the seed is negative.
+
     Returns:
         Labels ``[N]`` in blocks, 0 for the first part and so on.
     """
+    if seed < 0:
+        raise ConfigurationError(f"seed={seed}; expected 0 or more, to split the rows by.")
     counts = [round(fraction * rows) for fraction in fractions]
     left = np.array([*counts, rows - sum(counts)])
     generator = np.random.default_rng(seed)

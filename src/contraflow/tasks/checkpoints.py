@@ -14,6 +14,11 @@ from lightning.pytorch.callbacks import Checkpoint
 from contraflow._files import written_beside
 from contraflow.errors import DataError
 
+_PARTS = {  # of every checkpoint
+    "state_dict", "epoch", "global_step", "loops", "callbacks", "optimizer_states",
+    "lr_schedulers", "pytorch-lightning_version",
+}  # fmt: skip
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Write a checkpoint beside its target, then rename: the target is always a whole file.
@@ -127,11 +132,20 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         DataError: there is none, or it is damaged.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise DataError(f"{path}: no such checkpoint.") from None
-    except Exception as error:  # torch raises many types on a damaged file
-        raise DataError(
-            f"{path}: not a readable checkpoint ({str(error).splitlines()[0]}). Delete it to "
-            "start anew, or restore it from a copy."
-        ) from error
+    except Exception as error:  # torch raises many types on a damaged file, and long stories
+        reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
+        raise _unreadable(path, reason) from error
+    missing = _PARTS - state.keys() if isinstance(state, dict) else _PARTS
+    if missing:
+        raise _unreadable(path, f"without {', '.join(sorted(missing))}")
+    return state
+
+
+def _unreadable(path: Path, reason: str) -> DataError:
+    return DataError(
+        f"{path}: not a readable checkpoint ({reason}). Delete it to start anew, or restore it "
+        "from a copy."
+    )

@@ -71,7 +71,7 @@ class Curves(Callback):
 
 def _truncate(path: Path, rows: int) -> None:
     """Keep the header and the first rows; start the file if there is none."""
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() and rows else []
-    with written_beside(path) as partial, partial.open("w", newline="") as file:
-        csv.DictWriter(file, COLUMNS).writeheader()
-        file.writelines(lines[1 : rows + 1])
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() and rows else []
+    with written_beside(path) as partial, partial.open("wb") as file:
+        file.write(f"{','.join(COLUMNS)}\r\n".encode())
+        file.writelines(lines[1 : rows + 1])  # as they are: damage to a curve stops no training

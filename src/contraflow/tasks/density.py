@@ -15,6 +15,11 @@ from contraflow.errors import ConfigurationError, DivergenceError
 from contraflow.flow import Flow
 from contraflow.tasks.loaders import mix_seed
 
+_LEAST = {
+    "weight_decay": 0, "warmup_steps": 0, "decay_steps": 0, "final_rate": 0, "patience": 0,
+    "batch_size": 1, "initial_rows": 2,
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Optimisation:
@@ -54,8 +59,12 @@ class Optimisation:
             raise ConfigurationError(f"learning_rate={self.learning_rate}; expected above 0.")
         if not 0 <= self.ema_decay < 1:
             raise ConfigurationError(f"ema_decay={self.ema_decay}; expected in [0, 1).")
-        if self.batch_size < 1:
-            raise ConfigurationError(f"batch_size={self.batch_size}; expected 1 or more.")
+        if not 0 <= self.beta2 < 1:
+            raise ConfigurationError(f"beta2={self.beta2}; expected in [0, 1).")
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise ConfigurationError(f"{name}={value}; expected {least} or more.")
 
     def rate(self, step: int) -> float:
         """Return the learning rate's factor at a step."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import signal
 import sys
@@ -9,7 +10,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -80,6 +81,7 @@ def train(
     loggers: Any = False,
     resume: bool = False,
     checkpoint_every: float = 60.0,
+    callbacks: Sequence[Callback] = (),
 ) -> Training:
     """Fit ``flow`` in place; afterwards it holds the best validated weights, in ``eval()``.
 
@@ -98,6 +100,7 @@ def train(
         loggers: Lightning loggers, or False.
         resume: go on from ``checkpoints/last.ckpt``.
         checkpoint_every: seconds between two checkpoints; one is written at the end in any case.
+        callbacks: further Lightning callbacks.
 
     Returns:
         Steps, epochs, and whether Ctrl-C ended the training.
@@ -116,8 +119,6 @@ def train(
     flow.train()
     if resume:
         _check_model(last, flow)
-    else:
-        _initialise(flow, splits.train, settings.initial_rows, seed)
     data = SplitsModule(splits, settings.batch_size, seed)
     chosen = {key: value for key, value in (trainer or {}).items() if value is not None}
     latest = Latest(last, checkpoint_every, chosen.pop("max_steps", -1))
@@ -142,7 +143,7 @@ def train(
         save_on_train_epoch_end=False,  # but after each validation
         enable_version_counter=False,
     )
-    callbacks: list[Callback] = [curves, best, latest]
+    callbacks = [*callbacks, curves, best, latest]
     if settings.ema_decay > 0:
         callbacks.append(WarmAverage(settings.ema_decay))
     if settings.patience is not None:
@@ -152,10 +153,9 @@ def train(
     if not progress:
         callbacks.append(ValidationLines())
     with _quiet(), torch.random.fork_rng(devices=[]):
-        try:
-            runner = pl.Trainer(callbacks=callbacks, **arguments)
-        except (MisconfigurationException, TypeError, ValueError) as error:
-            raise ConfigurationError(f"trainer: {error}") from error
+        runner = _trainer(callbacks, arguments, len(data.train_dataloader()))
+        if not resume:
+            _initialise(flow, splits.train, settings.initial_rows, seed)
         task = DensityTask(flow, settings, seed)
         with _stopping_on_interrupt(latest):
             checkpoint = str(last) if resume else None
@@ -169,6 +169,39 @@ def train(
     flow.enforce_bounds_()
     flow.eval()
     return Training(runner.global_step, runner.current_epoch, latest.interrupted)
+
+
+def _trainer(callbacks: list[Callback], arguments: dict[str, Any], batches: int) -> pl.Trainer:
+    """Build Lightning's trainer, and refuse at once what it would refuse in the middle."""
+    for name in ("check_val_every_n_epoch", "accumulate_grad_batches", "log_every_n_steps"):
+        value = arguments.get(name)
+        if value is not None and value < 1:
+            raise ConfigurationError(f"trainer: {name}={value}; expected 1 or more.")
+    interval = arguments.get("val_check_interval")
+    if isinstance(interval, (int, float)):
+        most = batches if isinstance(interval, int) else 1.0
+        if not 0 < interval <= most:
+            raise ConfigurationError(
+                f"trainer: val_check_interval={interval}; expected above 0 and at most {most}, "
+                "in batches of an epoch if it is an integer, else in epochs."
+            )
+    try:
+        runner = pl.Trainer(callbacks=callbacks, **arguments)
+    except (MisconfigurationException, ImportError, TypeError, ValueError, RuntimeError) as error:
+        ours = {"logger", "plugins", "default_root_dir", "gradient_clip_val", "log_every_n_steps"}
+        defaults = inspect.signature(pl.Trainer).parameters
+        given = ", ".join(
+            f"{name}={value}"
+            for name, value in arguments.items()
+            if name not in ours and value != defaults[name].default
+        )
+        raise ConfigurationError(f"trainer: {error} Got {given}.") from error
+    if runner.world_size > 1:
+        raise ConfigurationError(
+            f"trainer: devices={arguments.get('devices')} asks for {runner.world_size} processes; "
+            "expected one: a run is trained on one device."
+        )
+    return runner
 
 
 def _check_model(path: Path, flow: Flow) -> None:
@@ -219,9 +252,13 @@ def _stopping_on_interrupt(latest: Latest) -> Iterator[None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence advice of Lightning's that does not apply to data held in memory."""
-    console = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    level = console.level
-    console.setLevel(logging.WARNING)
+    consoles = [
+        logging.getLogger(f"lightning.pytorch.{module}")
+        for module in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector")
+    ]
+    levels = [console.level for console in consoles]
+    for console in consoles:
+        console.setLevel(logging.WARNING)
     with warnings.catch_warnings():
         for message in (
             ".*does not have many workers",
@@ -234,7 +271,8 @@ def _quiet() -> Iterator[None]:
         try:
             yield
         finally:
-            console.setLevel(level)
+            for console, level in zip(consoles, levels, strict=True):
+                console.setLevel(level)
 
 
 def fit(
