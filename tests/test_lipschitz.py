@@ -376,6 +376,18 @@ def test_prepared_convolution_has_the_norm_asked_for(case: int):
         assert prepared.certified_norm() >= true_norm(conv_matrix(prepared.weight.detach(), size))
 
 
+def test_beyond_the_largest_grid_a_smaller_one_bounds_every_size():
+    """An all-ones kernel on 300 x 300: the norm is (1 + 2 cos(pi / 301))^2. Mutant: no factor,
+    which a kernel with its largest frequency between the points of the grid would show."""
+    norm = (1 + 2 * math.cos(math.pi / 301)) ** 2
+    kernel = torch.ones(1, 1, 3, 3, dtype=torch.float64)
+    assert norm * 1.005 < certified_conv_norm(kernel, (300, 300)) < norm * 1.01
+    assert norm <= conv_bound(kernel, (300, 300)).item() < norm * 1.01
+    odd = torch.tensor([[[[1.0, 0.0, -0.9]]]], dtype=torch.float64)
+    exact = certified_conv_norm(odd, (1, 60_000))
+    assert exact <= certified_conv_norm(odd, (1, 70_000)) <= 1.01 * exact
+
+
 def test_conv_bounds_are_tight():
     """lipschitz.md: .3-2.4 % on images of some size, about 20 % on a few pixels.
 

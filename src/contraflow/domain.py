@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -38,10 +39,12 @@ class Domain:
 
     def __post_init__(self) -> None:
         ends = [end for end in (self.low, self.high) if end is not None]
-        if not all(math.isfinite(end) for end in ends):
+        if not all(abs(end) <= sys.float_info.max for end in ends):
             raise ConfigurationError(f"{self}: got an infinite end, expected a number or None.")
         if self.integer and (len(ends) < 2 or any(end != int(end) for end in ends)):
             raise ConfigurationError(f"{self}: integers need two whole ends.")
+        if self.integer and any(abs(end) > 2**53 for end in ends):
+            raise ConfigurationError(f"{self}: beyond 2**53 no float tells integers apart.")
         if len(ends) == 2 and not (ends[0] < ends[1]):
             raise ConfigurationError(f"{self}: got an empty set, expected low < high.")
 
@@ -74,8 +77,8 @@ class Domain:
     @property
     def ends(self) -> tuple[float, float]:
         """Return low and high as numbers, infinite where there is no end."""
-        low = -math.inf if self.low is None else self.low
-        return low, math.inf if self.high is None else self.high
+        low = -math.inf if self.low is None else float(self.low)
+        return low, math.inf if self.high is None else float(self.high)
 
     def clamp(self, x: Tensor) -> Tensor:
         """Return x moved inside: the next number inside an open end, the nearest integer."""

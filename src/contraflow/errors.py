@@ -77,3 +77,16 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     by_folded = {choice.casefold(): choice for choice in choices}
     found = difflib.get_close_matches(name.casefold(), list(by_folded), n=1)
     return f"; did you mean {by_folded[found[0]]!r}?" if found else ""
+
+
+def in_brief(error: object, most: int = 300) -> str:
+    r"""Return an error's text in one line of at most ``most`` characters.
+
+    Example:
+        >>> in_brief(ValueError("first\n  second"))
+        'first second'
+        >>> in_brief("x" * 9, most=4)
+        'xxx…'
+    """
+    text = " ".join(str(error)[: 4 * most].split())
+    return text if len(text) <= most else f"{text[: most - 1]}…"

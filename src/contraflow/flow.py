@@ -11,6 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
+from contraflow._edges import (
+    check_context,
+    check_draws,
+    check_tensor,
+    checked_shape,
+    explained,
+    is_eager,
+)
 from contraflow.distributions.base import Base, StandardNormal
 from contraflow.errors import DataError, DtypeError, ShapeError, SupportError
 from contraflow.kinds import Kind, Likelihood
@@ -23,6 +31,7 @@ from contraflow.transform import Transform, apply_forward, apply_inverse
 # a layer makes of the rows within a processor's cache.
 _CHUNK_NUMBERS = 2**22
 _CHUNK_ROWS = 2**11
+_MOST_DRAWN = 2**40  # numbers of one call of sample: terabytes, which nobody means
 
 
 @register
@@ -57,6 +66,11 @@ class Flow(nn.Module):
         super().__init__()
         self.event_shape = torch.Size(event_shape)
         self.context = context
+        if not 0 <= context < 2**31 or any(size < 1 for size in self.event_shape):
+            raise ShapeError(
+                f"Flow: got events {tuple(self.event_shape)} and a context of {context}; expected "
+                "sizes of 1 or more, and 0 for no context."
+            )
         latent = transform.latent_shape(self.event_shape)
         if len(latent) != 1:
             raise ShapeError(
@@ -137,27 +151,36 @@ class Flow(nn.Module):
 
         Args:
             x: ``[*B, *E]`` in the data's own units; broadcasts against the context.
-            context: ``[*B, M]``.
+            context: ``[*B, M]``, finite.
             noise: what ``draw_noise`` returned, for common random numbers; one batch.
             generator: source of the noise otherwise; None for torch's global one.
 
         Returns:
-            ``[*B]``; -inf outside the support. Large inputs are evaluated in chunks when no
-            gradient is wanted.
+            ``[*B]``; -inf outside the support, at infinite x, and where x is so large that its
+            square and then the density itself leave the dtype. Never NaN, except under
+            ``torch.compile`` and ``torch.func``, where no value can be looked at. Large inputs
+            are evaluated in chunks when no gradient is wanted.
 
         Raises:
             ShapeError: shapes do not fit.
-            DtypeError: dtypes differ.
+            DtypeError: dtypes or devices differ, or x is no tensor.
+            SupportError: a row of x holds NaN, a context is not finite, or the density of a
+                moderate x overflows the flow's dtype.
+            DivergenceError: a weight of the flow is not finite.
         """
         flat, flat_context, batch = self._flatten(x, context)
         size = self._chunk_rows() if noise is None and not torch.is_grad_enabled() else len(flat)
         if len(flat) <= size:
-            return self._log_prob(flat, flat_context, noise, generator).reshape(batch)
-        parts = [
-            self._log_prob(rows, given, None, generator)
-            for rows, given in _chunks(flat, flat_context, size)
-        ]
-        return torch.cat(parts).reshape(batch)
+            values = self._log_prob(flat, flat_context, noise, generator)
+        else:
+            parts = [
+                self._log_prob(rows, given, None, generator)
+                for rows, given in _chunks(flat, flat_context, size)
+            ]
+            values = torch.cat(parts)
+        if is_eager(values) and not bool(values.isfinite().all()):
+            values = explained(values, flat, flat_context, self)
+        return values.reshape(batch)
 
     def _log_prob(
         self,
@@ -200,15 +223,15 @@ class Flow(nn.Module):
 
         Args:
             shape: sample shape; an integer n stands for ``(n,)``.
-            context: ``[*C, M]``.
+            context: ``[*C, M]``, finite.
             generator: source of the randomness.
 
         Raises:
-            ConvergenceError: a root missed its tolerance.
+            ShapeError: ``shape`` is no shape, or the context does not fit.
+            SupportError: a context is not finite.
+            ConvergenceError: a root missed its tolerance, or a draw overflowed.
         """
-        shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        context = self._check_context(context)
-        batch = torch.Size(shape) + (torch.Size() if context is None else context.shape[:-1])
+        batch, context = self._batch_of_draws(shape, context)
         with torch.no_grad():
             z = self.base.sample(batch, self._like(), generator).reshape(-1, self.base.features)
             rows = None
@@ -218,7 +241,22 @@ class Flow(nn.Module):
                 self.transform.invert(part, given)
                 for part, given in _chunks(z, rows, self._chunk_rows())
             ]
-        return torch.cat(parts).reshape(*batch, *self.event_shape)
+        return check_draws(torch.cat(parts)).reshape(*batch, *self.event_shape)
+
+    def _batch_of_draws(
+        self, shape: int | Sequence[int], context: Tensor | None
+    ) -> tuple[torch.Size, Tensor | None]:
+        """Return the batch shape of draws, and the context, checked."""
+        context = self._check_context(context)
+        if context is not None and is_eager(context):
+            check_context(context.reshape(-1, self.context))
+        batch = checked_shape(shape) + (torch.Size() if context is None else context.shape[:-1])
+        if math.prod(batch) * self.size > _MOST_DRAWN:
+            raise ShapeError(
+                f"sample: got a sample shape of {tuple(batch)}, {math.prod(batch):.1e} draws; "
+                f"expected at most 2**40 numbers in all. Draw them in parts."
+            )
+        return batch, context
 
     def rsample_and_log_prob(
         self,
@@ -230,17 +268,17 @@ class Flow(nn.Module):
         """Draw differentiable samples and their log-density, with one inverse.
 
         Raises:
-            ConvergenceError: a root missed its tolerance.
-            SupportError: the data are integers, whose draws have no gradient.
+            ShapeError: ``shape`` is no shape, or the context does not fit.
+            ConvergenceError: a root missed its tolerance, or a draw overflowed.
+            SupportError: a context is not finite, or the data are integers, whose draws have
+                no gradient.
         """
         if self.transform.domain.discrete:
             raise SupportError(
                 "rsample: draws of integer data are rounded and have no gradient; use sample(), "
                 "or the flow behind its dequantisation."
             )
-        shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        context = self._check_context(context)
-        batch = torch.Size(shape) + (torch.Size() if context is None else context.shape[:-1])
+        batch, context = self._batch_of_draws(shape, context)
         z = self.base.sample(batch, self._like(), generator).reshape(-1, self.base.features)
         rows = None
         if context is not None:
@@ -248,6 +286,8 @@ class Flow(nn.Module):
         noise = self.draw_noise(len(z), generator)
         x, ladj = apply_inverse(self.transform, z, rows, noise)
         log_prob = self.base.log_prob(z) - ladj
+        if is_eager(x):
+            check_draws(x, log_prob)
         return x.reshape(*batch, *self.event_shape), log_prob.reshape(batch)
 
     def solve_inverse(self, z: Tensor, context: Tensor | None = None) -> Solution:
@@ -294,6 +334,8 @@ class Flow(nn.Module):
         return torch.empty(0)
 
     def _check_context(self, context: Tensor | None) -> Tensor | None:
+        if context is not None:
+            check_tensor("context", context)
         if (context is None) != (self.context == 0):
             got = "no context" if context is None else f"a context of shape {tuple(context.shape)}"
             expected = f"one of shape (*B, {self.context})" if self.context else "none"
@@ -309,26 +351,38 @@ class Flow(nn.Module):
 
     def _check_dtype(self, name: str, x: Tensor) -> None:
         like = self._like()
-        if like.numel() and x.dtype != like.dtype:  # without weights, any dtype will do
+        expected = like.dtype if like.numel() else x.dtype  # without weights, any float will do
+        if x.dtype != expected or not x.is_floating_point():
             raise DtypeError(
                 f"flow: {name} is {x.dtype}, the flow {like.dtype}; convert the data with "
                 f"{name}.to({like.dtype}), or the flow with "
                 f"{'flow.double()' if x.dtype == torch.float64 else 'flow.float()'}."
             )
+        if like.numel() and x.device != like.device:
+            raise DtypeError(
+                f"flow: {name} is on {x.device}, the flow on {like.device}; move the data with "
+                f"{name}.to({str(like.device)!r}), or the flow."
+            )
 
-    def _flatten(
-        self, x: Tensor, context: Tensor | None
-    ) -> tuple[Tensor, Tensor | None, torch.Size]:
-        """Check, broadcast x with the context, and flatten to one batch axis."""
+    def _check_x(self, x: Tensor) -> Tensor:
+        """Return x in the flow's dtype if it holds levels; check its kind, shape and dtype."""
+        check_tensor("x", x)
         dims = len(self.event_shape)
         if x.shape[x.ndim - dims :] != self.event_shape or x.ndim < dims:
             raise ShapeError(
                 f"flow: got x of shape {tuple(x.shape)}; expected (*B, "
                 f"{', '.join(map(str, self.event_shape))})."
             )
-        if self.transform.domain.discrete and not x.is_floating_point():
+        if self.transform.domain.discrete and not (x.is_floating_point() or x.is_complex()):
             x = x.to(self._like().dtype)
         self._check_dtype("x", x)
+        return x
+
+    def _flatten(
+        self, x: Tensor, context: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, torch.Size]:
+        """Check, broadcast x with the context, and flatten to one batch axis."""
+        x, dims = self._check_x(x), len(self.event_shape)
         context = self._check_context(context)
         batch = x.shape[: x.ndim - dims]
         if context is not None:
@@ -341,7 +395,12 @@ class Flow(nn.Module):
                 ) from None
             context = context.expand(*batch, self.context).reshape(-1, self.context)
             x = x.expand(*batch, *self.event_shape)
-        return x.reshape(-1, *self.event_shape), context, batch
+        rows = math.prod(batch)  # not -1, which an empty batch leaves open
+        flat = x.reshape(rows, *self.event_shape)
+        if is_eager(x) and torch.is_grad_enabled():  # what inference mode made has no gradients
+            flat = flat.clone() if flat.is_inference() else flat
+            context = context.clone() if context is not None and context.is_inference() else context
+        return flat, context, batch
 
     def extra_repr(self) -> str:
         """Return a summary, for ``print``."""
@@ -411,22 +470,23 @@ class FlowDistribution(Distribution):
         return self.flow.log_prob(value, context)
 
     def _broadcast(self, value: Tensor) -> tuple[Tensor, Tensor | None]:
-        dims = len(self.event_shape)
-        if value.ndim < dims or value.shape[value.ndim - dims :] != self.event_shape:
-            raise ShapeError(
-                f"log_prob: got values of shape {tuple(value.shape)}; expected "
-                f"(*B, {', '.join(map(str, self.event_shape))})."
-            )
+        value = self.flow._check_x(value)
         if self.context is None:
             # An unconditional flow that was expanded has a batch shape to broadcast against.
             batch = value.shape[: value.ndim - len(self.event_shape)]
-            full = torch.broadcast_shapes(batch, self.batch_shape)
+            try:
+                full = torch.broadcast_shapes(batch, self.batch_shape)
+            except RuntimeError:
+                raise ShapeError(
+                    f"log_prob: got values of batch shape {tuple(batch)}; expected one that "
+                    f"broadcasts with the distribution's {tuple(self.batch_shape)}."
+                ) from None
             return value.expand(*full, *self.event_shape), None
         return value, self.context
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """Draw ``sample_shape + batch_shape + event_shape``, without gradient."""
-        shape = torch.Size(sample_shape)
+        shape = checked_shape(sample_shape)
         if self.context is None:
             return self.flow.sample(shape + self.batch_shape)
         return self.flow.sample(shape, self.context)
@@ -437,7 +497,7 @@ class FlowDistribution(Distribution):
 
     def rsample_and_log_prob(self, sample_shape: Any = torch.Size()) -> tuple[Tensor, Tensor]:
         """Draw with gradients, and the log-density of the draws."""
-        shape = torch.Size(sample_shape)
+        shape = checked_shape(sample_shape)
         if self.context is None:
             return self.flow.rsample_and_log_prob(shape + self.batch_shape)
         return self.flow.rsample_and_log_prob(shape, self.context)

@@ -9,14 +9,19 @@ constructor is a recipe offers a classmethod ``rebuild`` instead, with the same 
 from __future__ import annotations
 
 import inspect
+import math
+import reprlib
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from contraflow.errors import ConfigurationError, LoadError, nearest
+from contraflow._hints import misfit
+from contraflow.errors import ConfigurationError, LoadError, in_brief, nearest
 
 T = TypeVar("T", bound=type)
 
 _TYPES: dict[str, type] = {}
+
+_DEEPEST = 100  # levels of a configuration; ten scales of an image flow take forty
 
 
 def register(cls: T) -> T:
@@ -116,7 +121,31 @@ def build(config: Any, types: Iterable[type] = ()) -> Any:
     Raises:
         LoadError: an unknown type or argument, or arguments that the constructor refuses.
     """
+    check_plain(config)
     return _build(config, _TYPES | {cls.__name__: cls for cls in types})
+
+
+def check_plain(config: Any) -> None:
+    """Refuse data that no ``configuration`` ever was, before anything walks them recursively.
+
+    Raises:
+        LoadError: they are nested too deeply, or hold a number that is not finite.
+    """
+    level = [config]
+    for _ in range(_DEEPEST):
+        if any(isinstance(item, float) and not math.isfinite(item) for item in level):
+            raise LoadError("the configuration holds a number that is not finite; it is damaged.")
+        nested = [item.values() if isinstance(item, dict) else item for item in level]
+        level = [item for items in nested if not _is_leaf(items) for item in items]
+        if not level:
+            return
+    raise LoadError(
+        f"the configuration is nested more than {_DEEPEST} levels deep; expected a flow's."
+    )
+
+
+def _is_leaf(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _build(config: Any, known: dict[str, type]) -> Any:
@@ -128,23 +157,34 @@ def _build(config: Any, known: dict[str, type]) -> Any:
         return {key: _build(item, known) for key, item in config.items()}
     name = config["type"]
     if not isinstance(name, str) or name not in known:
+        hint = nearest(name, known) if isinstance(name, str) and len(name) < 100 else ""
         raise LoadError(
-            f"unknown type {name!r}{nearest(str(name), known) or '.'} If it is yours, import it or "
-            "pass load(path, types=[...])."
+            f"unknown type {reprlib.repr(name)}{hint or '.'} If it is yours, import it or pass "
+            "load(path, types=[...])."
         )
     arguments = {key: _build(item, known) for key, item in config.items() if key != "type"}
     constructor = _constructor(known[name])
     parameters = inspect.signature(constructor).parameters
     unknown = [key for key in arguments if key not in parameters]
     if unknown:
+        hint = nearest(unknown[0], list(parameters)) if len(unknown[0]) < 100 else ""
         raise LoadError(
-            f"{name} takes no argument {unknown[0]!r}"
-            f"{nearest(unknown[0], list(parameters)) or '.'} The file may come from another "
-            "version."
+            f"{name} takes no argument {reprlib.repr(unknown[0])}{hint or '.'} The file may come "
+            "from another version."
+        )
+    wrong = misfit(constructor, arguments)
+    if wrong is not None:
+        key, hint = wrong
+        expected = hint.__name__ if isinstance(hint, type) else hint
+        raise LoadError(
+            f"{name} refused its saved arguments: {key} is "
+            f"{in_brief(reprlib.repr(arguments[key]), 120)}; expected {in_brief(expected, 120)}."
         )
     rest = [key for key, item in parameters.items() if item.kind is item.VAR_POSITIONAL]
     positional = arguments.pop(rest[0], ()) if rest else ()
     try:
         return constructor(*positional, **arguments)
+    except LoadError:
+        raise
     except Exception as error:  # a damaged or hostile file may hold arguments of any kind
-        raise LoadError(f"{name} refused its saved arguments: {error}") from error
+        raise LoadError(f"{name} refused its saved arguments: {in_brief(error)}") from error

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import reprlib
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,15 +15,19 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch.overrides import TorchFunctionMode
 
 from contraflow import registry
 from contraflow._files import written_beside
 from contraflow._version import __version__
-from contraflow.errors import LoadError
+from contraflow.errors import LoadError, in_brief
 from contraflow.evaluation.certificate import certify
 from contraflow.flow import Flow
+from contraflow.transform import Transform
 
 FORMAT = 1  # raised when an older reader could not understand a newer file
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def save(
@@ -63,8 +68,9 @@ def save(
 def load(path: str | os.PathLike[str], *, types: Iterable[type] = ()) -> Flow:
     """Read a flow back, in ``eval()`` mode, with the dtype that it was saved in.
 
-    The structure is built without memory first and its shapes are compared with the file's,
-    so that a damaged or hostile header cannot allocate more than the file holds.
+    The structure is built without memory first, with no more work than so many tensors need,
+    and its shapes and dtypes are compared with the file's: a damaged or hostile header cannot
+    allocate more than the file holds.
 
     A flow that is not certified is loaded with a warning that says so.
 
@@ -73,7 +79,7 @@ def load(path: str | os.PathLike[str], *, types: Iterable[type] = ()) -> Flow:
         types: classes of your own that the file names, if they are not registered.
 
     Raises:
-        LoadError: the file is damaged, foreign, of a newer format, or names unknown types.
+        LoadError: the file is damaged, foreign, of another format, or names unknown types.
 
     Example:
         >>> import contraflow as cf
@@ -84,12 +90,56 @@ def load(path: str | os.PathLike[str], *, types: Iterable[type] = ()) -> Flow:
         'MAF'
     """
     header, tensors = _read(path)
-    types = tuple(types)
-    with torch.device("meta"):
-        flow = registry.build(header["configuration"], types)
+    flow = _build(path, header["configuration"], tuple(types), len(tensors))
+    _check_tensors(path, flow, tensors)
+    _check_digest(path, header, tensors)
+    flow.load_state_dict(tensors, assign=True)
+    _check_whole(path, flow)
+    if not _is_certified(path, flow):
+        warnings.warn(
+            f"{path}: this flow is NOT certified: print(certify(flow)) shows which block is not "
+            "proved, flow.enforce_bounds_() rescales contractive blocks.",
+            stacklevel=2,
+        )
+    return flow.eval()
+
+
+class _Frugal(TorchFunctionMode):
+    """Stop a construction that takes more steps than the tensors of its file can need.
+
+    Our layers take at most 30 calls a tensor; a list of a million widths takes millions.
+    """
+
+    def __init__(self, tensors: int) -> None:
+        super().__init__()
+        self.left = 4_000 + 100 * tensors
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise LoadError("refused: the configuration asks for more tensors than the file holds.")
+        return func(*args, **(kwargs or {}))
+
+
+def _build(
+    path: str | os.PathLike[str], configuration: Any, types: tuple[type, ...], tensors: int
+) -> Flow:
+    try:
+        with torch.device("meta"), _Frugal(tensors):
+            flow = registry.build(configuration, types)
+    except LoadError as error:
+        raise LoadError(f"{path}: {error}") from error
     if not isinstance(flow, Flow):
         raise LoadError(f"{path}: describes a {type(flow).__name__}; expected a Flow.")
-    expected = {name: tuple(tensor.shape) for name, tensor in flow.state_dict().items()}
+    return flow
+
+
+def _check_tensors(
+    path: str | os.PathLike[str], flow: Flow, tensors: dict[str, torch.Tensor]
+) -> None:
+    """Refuse tensors that are not those the configuration asks for."""
+    state = flow.state_dict()
+    expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if expected != found:
         names = sorted(expected.keys() | found.keys())
@@ -98,20 +148,44 @@ def load(path: str | os.PathLike[str], *, types: Iterable[type] = ()) -> Flow:
             f"{path}: tensor {odd!r} has shape {found.get(odd)}; the configuration asks "
             f"for {expected.get(odd)}. The file is damaged or from another version."
         )
-    if header.get("digest") != _digest(header["configuration"], tensors):
+    default, learned = torch.get_default_dtype(), dict(flow.named_parameters())
+    common = [tensors[name].dtype for name, tensor in state.items() if tensor.dtype == default]
+    for name, tensor in tensors.items():
+        built = state[name].dtype  # of the default dtype, which all such tensors changed together
+        allowed = (common[0],) if built == default else _FLOATS
+        if not built.is_floating_point:
+            allowed = (built,)
+        if tensor.dtype not in allowed or (built.is_floating_point and allowed[0] not in _FLOATS):
+            raise LoadError(
+                f"{path}: tensor {name!r} is {tensor.dtype}; expected {built}, or one floating "
+                "dtype for all. The file is damaged or was edited."
+            )
+        # An end of a buffer's domain may be infinite; a NaN is never meant.
+        sound = tensor.isfinite() if name in learned else ~tensor.isnan()
+        if not bool(sound.all()):
+            raise LoadError(
+                f"{path}: tensor {name!r} holds values that are not finite; expected numbers. The "
+                "flow diverged in training; go back to an earlier checkpoint."
+            )
+
+
+def _is_certified(path: str | os.PathLike[str], flow: Flow) -> bool:
+    """Tell whether the flow is certified, after a look at what every use of it begins with."""
+    try:
+        for part in flow.modules():
+            if isinstance(part, Transform):
+                part.check_state()
+        for mode in (True, False):
+            flow.train(mode)
+            if not flow.likelihood.bias_bound >= 0:
+                raise ValueError("a bias bound that is no number")
+        if flow.transform.domain.unbounded is None:
+            raise ValueError("a domain that is none")
+        return certify(flow).certified
+    except Exception as error:
         raise LoadError(
-            f"{path}: weights or configuration do not match the digest they were saved with; the "
-            "file was damaged or edited. Restore it from a copy."
-        )
-    flow.load_state_dict(tensors, assign=True)
-    _check_whole(path, flow)
-    if not certify(flow).certified:
-        warnings.warn(
-            f"{path}: this flow is NOT certified: print(certify(flow)) shows which block is not "
-            "proved, flow.enforce_bounds_() rescales contractive blocks.",
-            stacklevel=2,
-        )
-    return flow.eval()
+            f"{path}: holds no usable flow ({in_brief(error)}); it is damaged or was edited."
+        ) from error
 
 
 def _check_whole(path: str | os.PathLike[str], flow: Flow) -> None:
@@ -126,8 +200,14 @@ def _check_whole(path: str | os.PathLike[str], flow: Flow) -> None:
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return a saved flow's header: configuration, certificate, version, metadata, digest."""
-    return _read(path)[0]
+    """Return a saved flow's header: configuration, certificate, version, metadata, digest.
+
+    Raises:
+        LoadError: the file is damaged, foreign or of another format.
+    """
+    header, tensors = _read(path)
+    _check_digest(path, header, tensors)
+    return header
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -137,22 +217,55 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, torch
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get("contraflow")
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise LoadError(f"{path}: not a readable safetensors file ({error}).") from error
-    if text is None:
-        raise LoadError(f"{path}: holds weights but no contraflow configuration.")
-    try:
-        header = json.loads(text)
-        known = isinstance(header, dict) and header["format"] <= FORMAT
-        header["configuration"]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise LoadError(f"{path}: its contraflow header is damaged.") from error
-    if not known:
+    except Exception as error:  # unknown dtypes end in a KeyError, for one
         raise LoadError(
-            f"{path}: format {header.get('format')}; this version ({__version__}) reads up to "
-            f"{FORMAT}. Install a newer contraflow."
+            f"{path}: not a readable safetensors file ({in_brief(error)}); expected a whole one "
+            "that flow.save wrote."
+        ) from error
+    if text is None:
+        raise LoadError(
+            f"{path}: holds weights but no contraflow configuration; expected a file that "
+            "flow.save wrote."
         )
+    try:
+        header = json.loads(text, parse_constant=_refuse_constant)
+        configuration, number = header["configuration"], header["format"]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise LoadError(
+            f"{path}: its contraflow header is damaged ({in_brief(error)}); restore it from a copy."
+        ) from error
+    if type(number) is not int or number != FORMAT:
+        newer = type(number) is int and number > FORMAT
+        raise LoadError(
+            f"{path}: format {reprlib.repr(number)}; this version ({__version__}) reads format "
+            f"{FORMAT}. {'Install a newer contraflow.' if newer else 'The file is damaged.'}"
+        )
+    try:
+        registry.check_plain(configuration)
+    except LoadError as error:
+        raise LoadError(f"{path}: {error}") from error
     return header, tensors
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _check_digest(
+    path: str | os.PathLike[str], header: dict[str, Any], tensors: dict[str, torch.Tensor]
+) -> None:
+    """Refuse what is not as it was saved, and a header without its other parts."""
+    if header.get("digest") != _digest(header["configuration"], tensors):
+        raise LoadError(
+            f"{path}: weights or configuration do not match the digest they were saved with; the "
+            "file was damaged or edited. Restore it from a copy."
+        )
+    for name, kind in (("version", str), ("certificate", dict), ("metadata", dict)):
+        if not isinstance(header.get(name), kind):
+            raise LoadError(
+                f"{path}: its {name} is {reprlib.repr(header.get(name))}; expected a "
+                f"{'text' if kind is str else 'mapping'}. The file was damaged or edited."
+            )
 
 
 def _digest(configuration: Any, tensors: dict[str, torch.Tensor]) -> str:

@@ -108,6 +108,15 @@ class Transform(nn.Module):
         """
         return torch.Size(shape)
 
+    def _check_dims(self, shape: Sequence[int]) -> torch.Size:
+        """Return the shape; raise if an event of x has not ``event_dim`` dimensions."""
+        if len(shape) != self.event_dim:
+            raise ShapeError(
+                f"{type(self).__name__}: got events {tuple(shape)}; expected event_dim="
+                f"{self.event_dim} dimensions."
+            )
+        return torch.Size(shape)
+
     def _check_vector(self, shape: Sequence[int], features: int) -> torch.Size:
         """Return ``(features,)``; raise if an event of x has another shape."""
         if tuple(shape) != (features,):
@@ -131,6 +140,13 @@ class Transform(nn.Module):
 
     def enforce_bounds_(self) -> None:
         """Rescale the weights so that the certificate holds; the default has no bound."""
+
+    def check_state(self) -> None:
+        """Refuse loaded tensors for which the map would be no bijection; the default has none.
+
+        Raises:
+            SupportError: a buffer holds what this class never writes there.
+        """
 
 
 @register

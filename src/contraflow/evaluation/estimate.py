@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from contraflow.errors import ConfigurationError, SupportError
+from contraflow._edges import check_tensor
+from contraflow.errors import ConfigurationError, DataError, ShapeError, SupportError
 from contraflow.flow import Flow
 from contraflow.kinds import Kind, Likelihood
 
@@ -47,7 +49,7 @@ class _Moments:
         self.count += 1
         delta = value - self.mean
         # -inf (outside the support) stays what it is; it has no spread.
-        delta = torch.where(value == self.mean, 0.0, delta)
+        delta = torch.where((value == self.mean) | self.mean.isinf(), 0.0, delta)
         self.mean = self.mean + delta / self.count
         step = torch.where(self.mean.isinf(), 0.0, delta * (value - self.mean))
         self.squares = self.squares + step
@@ -59,6 +61,8 @@ class _Moments:
 
 
 def _most_draws(likelihood: Likelihood, max_draws: int) -> int:
+    if not isinstance(max_draws, Integral) or isinstance(max_draws, bool):
+        raise ConfigurationError(f"max_draws={max_draws!r}; expected a whole number.")
     if not likelihood.stochastic:
         return 1
     if max_draws < _LEAST_DRAWS:
@@ -66,7 +70,12 @@ def _most_draws(likelihood: Likelihood, max_draws: int) -> int:
             f"max_draws={max_draws}; expected {_LEAST_DRAWS} or more: fewer give no usable "
             "standard error."
         )
-    return max_draws
+    return int(max_draws)
+
+
+def _check_stderr(stderr: float) -> None:
+    if not isinstance(stderr, Real) or not stderr > 0:
+        raise ConfigurationError(f"stderr={stderr!r}; expected a wanted error above 0.")
 
 
 @torch.no_grad()
@@ -101,8 +110,7 @@ def estimate_log_prob(
         >>> estimate.kind.value, estimate.stderr.tolist()
         ('exact', [0.0, 0.0, 0.0])
     """
-    if not stderr > 0:
-        raise ConfigurationError(f"stderr={stderr}; expected a wanted error above 0 nats.")
+    _check_stderr(stderr)
     likelihood = flow.likelihood
     moments = _Moments()
     while moments.count < _most_draws(likelihood, max_draws):
@@ -181,8 +189,20 @@ def evaluate_likelihood(
         generator: source of randomness.
 
     Raises:
+        ConfigurationError: the wanted error is not positive, or too few draws are allowed.
+        DataError: there is no row.
+        ShapeError: x is not ``[N, *E]``, or the context does not fit.
         SupportError: a row has probability zero or a value that is not finite.
     """
+    _check_stderr(stderr)
+    check_tensor("x", x)
+    if x.ndim != 1 + len(flow.event_shape):
+        raise ShapeError(
+            f"evaluation: got x of shape {tuple(x.shape)}; expected [N, "
+            f"{', '.join(map(str, flow.event_shape))}]."
+        )
+    if len(x) == 0:
+        raise DataError("evaluation: got 0 rows; expected 1 or more.")
     likelihood = flow.likelihood
     bits = flow.transform.domain.integer
     scale = -1 / (flow.size * math.log(2)) if bits else 1.0
@@ -190,8 +210,6 @@ def evaluate_likelihood(
     error = 0.0
     count = torch.ones(len(x)) if weights is None else weights
     shares = count.double() / count.double().sum()
-    if not stderr > 0:
-        raise ConfigurationError(f"stderr={stderr}; expected a wanted error above 0.")
     while moments.count < _most_draws(likelihood, max_draws):
         moments.add(flow.log_prob(x, context, generator=generator).double() * scale)
         if not bool(moments.mean.isfinite().all()):

@@ -11,6 +11,8 @@ from torch import Tensor
 from contraflow.jacobian import Jacobian
 from contraflow.kinds import Likelihood
 
+MOST_TERMS = 100_000  # terms or probes: more would not end, whoever asks for them
+
 
 @runtime_checkable
 class LogDet(Protocol):

@@ -24,7 +24,7 @@ from contraflow.errors import ConfigurationError
 from contraflow.jacobian import Jacobian
 from contraflow.kinds import Kind, Likelihood
 from contraflow.logdet._neumann import Noise, Terms, series_log_det
-from contraflow.logdet._strategy import rademacher
+from contraflow.logdet._strategy import MOST_TERMS, rademacher
 from contraflow.registry import register
 
 
@@ -41,15 +41,17 @@ class _TailLaw:
         name = type(self).__name__
         if not 0 < self.decay < 1:
             raise ConfigurationError(f"{name}: decay={self.decay}; expected a ratio in (0, 1).")
-        if self.exact_terms < 0:
-            raise ConfigurationError(f"{name}: exact_terms={self.exact_terms}; expected >= 0.")
+        if not 0 <= self.exact_terms <= MOST_TERMS:
+            raise ConfigurationError(
+                f"{name}: exact_terms={self.exact_terms}; expected 0 to {MOST_TERMS:,}."
+            )
         if not 0 < self.defence <= 1:
             raise ConfigurationError(
                 f"{name}: defence={self.defence}; expected a share in (0, 1]: without the "
                 "defensive tail the variance may be infinite."
             )
-        if self.probes < 1:
-            raise ConfigurationError(f"{name}: probes={self.probes}; expected 1 or more.")
+        if not 1 <= self.probes <= MOST_TERMS:
+            raise ConfigurationError(f"{name}: probes={self.probes}; expected 1 to {MOST_TERMS:,}.")
 
     def survival(self, lipschitz: float, length: int) -> Tensor:
         """Return ``P(term k is taken)``, k = 1 ... ``length``, float64, non-increasing."""

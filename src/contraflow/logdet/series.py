@@ -11,7 +11,7 @@ from contraflow.errors import ConfigurationError
 from contraflow.jacobian import Jacobian
 from contraflow.kinds import Kind, Likelihood
 from contraflow.logdet._neumann import Noise, Terms, series_log_det
-from contraflow.logdet._strategy import rademacher, terms_for_bias, truncation_bound
+from contraflow.logdet._strategy import MOST_TERMS, rademacher, terms_for_bias, truncation_bound
 from contraflow.registry import register
 
 
@@ -42,12 +42,16 @@ class PowerSeries:
     probes: int = 1
 
     def __post_init__(self) -> None:
-        if self.terms is not None and self.terms < 1:
-            raise ConfigurationError(f"PowerSeries: terms={self.terms}; expected 1 or more.")
+        if self.terms is not None and not 1 <= self.terms <= MOST_TERMS:
+            raise ConfigurationError(
+                f"PowerSeries: terms={self.terms}; expected 1 to {MOST_TERMS:,}."
+            )
         if not self.bias > 0:
             raise ConfigurationError(f"PowerSeries: bias={self.bias}; expected above 0 nats.")
-        if self.probes < 1:
-            raise ConfigurationError(f"PowerSeries: probes={self.probes}; expected 1 or more.")
+        if not 1 <= self.probes <= MOST_TERMS:
+            raise ConfigurationError(
+                f"PowerSeries: probes={self.probes}; expected 1 to {MOST_TERMS:,}."
+            )
 
     def resolve(self, lipschitz: float) -> int:
         """Return the number of terms for the bound L."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from contraflow.errors import SupportError
 
 
 class MaskedLinear(nn.Linear):
@@ -55,24 +57,42 @@ class MADE(nn.Module):
         super().__init__()
         self.features = features
         self.parameters_per_feature = parameters
-        position = torch.arange(features) if order is None else torch.tensor(list(order))
-        # Degree of a unit: how many features, in order, it may see.
-        degrees = position + 1
-        layers: list[nn.Module] = []
-        previous = degrees
-        for width in hidden_features:
-            # Spread the degrees 1 ... D-1 evenly; with D = 1 nothing may be seen.
-            current = torch.arange(width) * (features - 1) // width + (1 if features > 1 else 0)
-            layers.append(MaskedLinear((current[:, None] >= previous).float()))
-            previous = current
-        out = degrees.repeat_interleave(parameters)
-        last = MaskedLinear((out[:, None] > previous).float())
+        self.hidden_features = tuple(hidden_features)
+        self.order = None if order is None else tuple(order)
+        layers: list[nn.Module] = [MaskedLinear(mask) for mask in self._masks()]
+        last = layers[-1]
+        assert isinstance(last, MaskedLinear)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
-        self.layers = nn.ModuleList([*layers, last])
-        first = layers[0] if layers else last
+        self.layers = nn.ModuleList(layers)
+        first = layers[0]
         assert isinstance(first, MaskedLinear)
         self.context_layer = nn.Linear(context, first.out_features, bias=False) if context else None
+
+    def _masks(self) -> Iterator[Tensor]:
+        """Return the mask of every layer, a function of the sizes and the order."""
+        position = torch.arange(self.features) if self.order is None else torch.tensor(self.order)
+        # Degree of a unit: how many features, in order, it may see.
+        degrees = previous = position + 1
+        least = 1 if self.features > 1 else 0  # with D = 1 nothing may be seen
+        for width in self.hidden_features:
+            # Spread the degrees 1 ... D-1 evenly.
+            current = torch.arange(width) * (self.features - 1) // width + least
+            yield (current[:, None] >= previous).float()
+            previous = current
+        out = degrees.repeat_interleave(self.parameters_per_feature)
+        yield (out[:, None] > previous).float()
+
+    def check_masks(self) -> None:
+        """Refuse masks, read from a file, that are not those of the sizes and the order.
+
+        Raises:
+            SupportError: an output would see an input that it must not see.
+        """
+        for layer, mask in zip(self.layers, self._masks(), strict=True):
+            assert isinstance(layer, MaskedLinear)
+            if not torch.equal(layer.mask.cpu().float(), mask):
+                raise SupportError("MADE: expected the masks that its order of features gives.")
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Map ``[*B, D]`` and a context ``[*B, M]`` to ``[*B, D, K]``."""

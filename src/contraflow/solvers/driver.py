@@ -49,6 +49,7 @@ class RowMap(Protocol):
         ...
 
 
+@runtime_checkable
 class Solver(Protocol):
     """One algorithm: a frozen dataclass with a tolerance and a step."""
 

@@ -71,6 +71,10 @@ class Autoregressive(Transform):
         """Return ``(D,)``, checked."""
         return self._check_vector(shape, self.features)
 
+    def check_state(self) -> None:
+        """Refuse masks that would let a feature see itself or a later one."""
+        self.net.check_masks()
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return z and ladj in one pass."""
         context = expected_context(self, context, self.context)

@@ -43,7 +43,7 @@ class DequantiseColumns(Dequantise):
         return ProductDomain(self.columns)
 
     def _is_integer(self, x: Tensor) -> Tensor:
-        return torch.tensor([c.integer for c in self.columns], device=x.device)
+        return torch.tensor([bool(c.integer) for c in self.columns], device=x.device)
 
     def latent_shape(self, shape: Sequence[int]) -> torch.Size:
         """Return ``(D,)``, checked."""

@@ -62,7 +62,7 @@ class Coupling(Transform):
         self._kept = [i for i, kept in enumerate(self.mask) if kept]
         self._moved = [i for i, kept in enumerate(self.mask) if not kept]
         places = self._kept + self._moved
-        self._places_back = [places.index(i) for i in range(features)]
+        self._places_back = sorted(range(features), key=places.__getitem__)
         self.net = MLP(
             len(self._kept) + context,
             len(self._moved) * self.transformer.parameters,

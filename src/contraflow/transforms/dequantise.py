@@ -61,8 +61,8 @@ class UniformDequantise(Dequantise):
 
     def __init__(self, num_bins: int, event_dim: int = 1) -> None:
         super().__init__()
-        if num_bins < 2:
-            raise ConfigurationError(f"num_bins={num_bins}; expected 2 or more levels.")
+        if not 2 <= num_bins <= 2**24:  # beyond, float32 skips levels
+            raise ConfigurationError(f"num_bins={num_bins}; expected 2 to 2**24 levels.")
         self.num_bins = num_bins
         self.event_dim = event_dim
 
@@ -70,6 +70,10 @@ class UniformDequantise(Dequantise):
     def domain(self) -> Domain:
         """Return the integers 0 ... n-1."""
         return Domain(0, self.num_bins - 1, integer=True)
+
+    def latent_shape(self, shape: Sequence[int]) -> torch.Size:
+        """Return the same shape, checked against ``event_dim``."""
+        return self._check_dims(shape)
 
     def forward(
         self, x: Tensor, context: Tensor | None = None, *, noise: Any = None

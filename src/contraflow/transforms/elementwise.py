@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from contraflow.domain import Domain
-from contraflow.errors import ConfigurationError, ShapeError
+from contraflow.errors import ConfigurationError, ShapeError, SupportError
 from contraflow.registry import register
 from contraflow.transform import BlockCertificate, Transform
 
@@ -65,6 +65,11 @@ class Standardise(Transform):
         self.std.copy_(torch.where(std > 0, std, 1.0))
         self.initialised.fill_(True)
 
+    def check_state(self) -> None:
+        """Refuse standard deviations that are none."""
+        if not bool((self.std > 0).all() and self.std.isfinite().all()):
+            raise SupportError("Standardise: expected standard deviations above 0.")
+
     @torch.no_grad()
     def certificates(self, name: str) -> list[BlockCertificate]:
         """Return the extreme scales."""
@@ -105,6 +110,10 @@ class Logit(Transform):
         self.high = high
         self.alpha = alpha
         self.event_dim = event_dim
+
+    def latent_shape(self, shape: Sequence[int]) -> torch.Size:
+        """Return the same shape, checked against ``event_dim``."""
+        return self._check_dims(shape)
 
     @property
     def _slope(self) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from contraflow.errors import SupportError
 from contraflow.registry import register
 from contraflow.transform import BlockCertificate, Transform
 
@@ -100,6 +101,16 @@ class LULinear(Transform):
         self.upper.copy_(upper)
         self.sign.copy_(torch.where(diagonal < 0, -1.0, 1.0))
         self.log_diagonal.copy_(diagonal.abs().log())
+
+    def check_state(self) -> None:
+        """Refuse a permutation or signs that are none."""
+        places = torch.arange(self.features, device=self.permutation.device)
+        if not torch.equal(self.permutation.sort().values, places) or bool(
+            (self.sign.abs() != 1).any()
+        ):
+            raise SupportError(
+                "LULinear: expected a permutation of the features and signs of 1 or -1."
+            )
 
     @torch.no_grad()
     def certificates(self, name: str) -> list[BlockCertificate]:

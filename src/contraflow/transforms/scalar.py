@@ -6,7 +6,7 @@ Coupling and autoregressive transforms take any of these; each is a small frozen
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from contraflow.errors import ConfigurationError
 from contraflow.registry import register
 
 
+@runtime_checkable
 class ScalarTransformer(Protocol):
     """A monotone map of each entry of x, given K parameters an entry."""
 
