@@ -67,9 +67,10 @@ class Optimisation:
     def __post_init__(self) -> None:
         for name, kind, low, high, expected in _RANGES:
             value: Any = vars(self)[name]
-            optional = value is None and name in ("decay_steps", "patience")
-            number = isinstance(value, kind) and not isinstance(value, bool)
-            if not optional and not (number and low <= value < high):
+            if value is None and name in ("decay_steps", "patience"):
+                continue
+            number: bool = isinstance(value, kind) and not isinstance(value, bool)
+            if not (number and low <= value < high):
                 raise ConfigurationError(f"{name}={value!r}; expected {expected}.")
 
     def rate(self, step: int) -> float:
