@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,9 +13,26 @@ import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
-from contraflow.errors import ConfigurationError, DivergenceError
+from contraflow.errors import ConfigurationError, DivergenceError, SupportError
 from contraflow.flow import Flow
 from contraflow.tasks.loaders import mix_seed
+
+_RANGES: tuple[tuple[str, type, float, float, str], ...] = (
+    ("learning_rate", Real, sys.float_info.min, math.inf, "a number above 0"),
+    ("weight_decay", Real, 0, math.inf, "a number of 0 or more"),
+    ("beta2", Real, 0, 1, "a number in [0, 1)"),
+    ("warmup_steps", Integral, 0, math.inf, "a whole number of 0 or more"),
+    ("decay_steps", Integral, 1, math.inf, "a whole number of 1 or more, or None"),
+    ("final_rate", Real, 0, math.inf, "a number of 0 or more"),
+    ("ema_decay", Real, 0, 1, "a number in [0, 1)"),
+    ("patience", Integral, 0, math.inf, "a whole number of 0 or more, or None"),
+    ("batch_size", Integral, 1, math.inf, "a whole number of 1 or more"),
+    ("initial_rows", Integral, 2, math.inf, "a whole number of 2 or more"),
+)
+
+
+def _in_range(value: Any, kind: type, low: float, high: float) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and low <= value < high
 
 
 @dataclass(frozen=True)
@@ -50,12 +69,11 @@ class Optimisation:
     initial_rows: int = 4096
 
     def __post_init__(self) -> None:
-        if not self.learning_rate > 0:
-            raise ConfigurationError(f"learning_rate={self.learning_rate}; expected above 0.")
-        if not 0 <= self.ema_decay < 1:
-            raise ConfigurationError(f"ema_decay={self.ema_decay}; expected in [0, 1).")
-        if self.batch_size < 1:
-            raise ConfigurationError(f"batch_size={self.batch_size}; expected 1 or more.")
+        for name, kind, low, high, expected in _RANGES:
+            value = vars(self)[name]
+            optional = value is None and name in ("decay_steps", "patience")
+            if not optional and not _in_range(value, kind, low, high):
+                raise ConfigurationError(f"{name}={value!r}; expected {expected}.")
 
     def rate(self, step: int) -> float:
         """Return the learning rate's factor at a step."""
@@ -94,7 +112,13 @@ class DensityTask(pl.LightningModule):
 
     def _loss(self, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
         """Return the mean of ``weights * -log p``; weights have mean 1 over the training rows."""
-        losses = -self.flow.log_prob(batch["x"], batch.get("context"), generator=generator)
+        try:
+            losses = -self.flow.log_prob(batch["x"], batch.get("context"), generator=generator)
+        except SupportError as error:  # the data were finite: it is the weights that ran away
+            raise DivergenceError(
+                f"step {self.global_step}: {error} Lower the learning rate, clip gradients, or "
+                "check the data for extreme values."
+            ) from error
         if "weights" in batch:
             losses = losses * batch["weights"]
         return losses.mean() * self.scale
@@ -133,8 +157,8 @@ class DensityTask(pl.LightningModule):
         ]
         optimiser = torch.optim.AdamW(
             [group for group in groups if group["params"]],
-            lr=settings.learning_rate,
-            betas=(0.9, settings.beta2),
+            lr=float(settings.learning_rate),
+            betas=(0.9, float(settings.beta2)),
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, settings.rate)
         return {
