@@ -157,14 +157,15 @@ def test_a_training_on_a_full_disk_fails_and_can_be_resumed(
 def test_a_disk_that_fills_up_later_keeps_the_last_checkpoint(whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     assert run(words_of(folder, "--trainer.max_steps", "10"))[0] == 0
-    kept = {name: (folder / name).read_bytes() for name in ("checkpoints/last.ckpt", "config.yaml",
-            "model.safetensors", "samples.png")}  # fmt: skip
-    code, text = run(words_of(folder, "--resume"), full_disk(8000))
+    names = ("checkpoints/last.ckpt", "checkpoints/best.ckpt", "model.safetensors", "samples.png")
+    kept = {name: (folder / name).read_bytes() for name in names}
+    words = words_of(folder, "--resume", "--trainer.max_steps", "-1")
+    code, text = run(words, full_disk(8000))
     assert code == 1, text
     assert re.search("ckpt: File too large", told(text)[-1])
-    assert kept == {name: (folder / name).read_bytes() for name in kept}
+    assert kept == {name: (folder / name).read_bytes() for name in names}
     assert read_checkpoint(folder / "checkpoints/last.ckpt")["global_step"] == 10
-    assert run(words_of(folder, "--resume"))[0] == 0
+    assert run(words)[0] == 0
     assert_as_undisturbed(folder, whole)
 
 

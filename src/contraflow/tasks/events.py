@@ -35,6 +35,11 @@ class _Events(TensorBoardLogger):
 
     failed = False
 
+    @property
+    def experiment(self) -> Any:
+        """Return TensorBoard's writer; None once a write has failed."""
+        return self._attempt(lambda: super(_Events, self).experiment)
+
     def log_metrics(self, *args: Any, **kwargs: Any) -> None:
         self._attempt(super().log_metrics, *args, **kwargs)
 
@@ -47,11 +52,11 @@ class _Events(TensorBoardLogger):
     def finalize(self, status: str) -> None:
         self._attempt(super().finalize, status)
 
-    def _attempt(self, write: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    def _attempt(self, write: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self.failed:
-            return
+            return None
         try:
-            write(*args, **kwargs)
+            return write(*args, **kwargs)
         except OSError as error:
             self.failed = True
             warnings.warn(
@@ -59,3 +64,4 @@ class _Events(TensorBoardLogger):
                 "goes on.",
                 stacklevel=2,
             )
+            return None
