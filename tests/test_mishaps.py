@@ -164,7 +164,7 @@ BAD_OPTIONS = {
     "of optimisation": (option("optimisation.batchsize", "1"), "mean '--optimisation.batch_size'"),
     "max_time": (option("trainer.max_time", "3 minutes"), "expected|Expected .* DD:HH:MM:SS"),
     "accelerator": (option("trainer.accelerator", "tpu"), "trainer: .*accelerator=tpu"),
-    "devices": (option("trainer.devices", "7"), "trainer: .*devices=7"),
+    "devices": (option("trainer.devices", "700"), "trainer: .*devices=700"),
     "seed": (option("seed", str(2**70)), "expected a number from 0 to"),
     "seed of the split": (option("data.seed", "-1"), "seed=-1; expected 0 or more"),
     "below a file": (option("out", "t.csv"), "t.csv/table: Not a directory"),

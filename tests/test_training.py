@@ -138,3 +138,16 @@ def test_the_rate_warms_up_and_decays() -> None:
 def test_settings_out_of_range_are_refused(wrong: dict) -> None:
     with pytest.raises(cf.ConfigurationError, match=next(iter(wrong))):
         Optimisation(**wrong)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_every_batch(world: int) -> None:
+    whole = [sorted(rows) for rows in Batches(100, 12, seed=3)]
+    parts = [list(Batches(100, 12, seed=3, rank=rank, world=world)) for rank in range(world)]
+    assert {len(rows) for part in parts for rows in part} == {12 // world}
+    together = [sorted(row for rows in shares for row in rows) for shares in zip(*parts)]
+    assert together == whole
+    # In a validation all processes take as many rows, and none is left out.
+    parts = [list(Batches(10, 4, rank=rank, world=world)) for rank in range(world)]
+    assert len({tuple(map(len, part)) for part in parts}) == 1
+    assert {row for part in parts for rows in part for row in rows} == set(range(10))

@@ -78,6 +78,9 @@ class Run:
         Raises:
             ConfigurationError: another process holds it, or it cannot be written to.
         """
+        if not is_first_process():  # the first one of this training holds it already
+            yield
+            return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.folder / ".lock", timeout=0)
@@ -127,6 +130,14 @@ class Run:
             return data_source(data, data_root).load()
         except ConfigurationError as error:
             raise ConfigurationError(f"{self.config}: {error}") from error
+
+
+def is_first_process() -> bool:
+    """Tell whether this is the first of the processes that train together; also when alone."""
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):  # as Lightning looks for it
+        if name in os.environ:
+            return int(os.environ[name]) == 0
+    return True
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:

@@ -20,6 +20,7 @@ from contraflow.tasks import Optimisation
 
 _OURS: set[str | int] = {  # arguments of Trainer that the run's folder decides
     "logger", "callbacks", "default_root_dir", "fast_dev_run", "barebones", "enable_checkpointing",
+    "use_distributed_sampler",
 }  # fmt: skip
 _TRAINER = {  # the few that matter, in our words
     "max_time": ("DD:HH:MM:SS", "stop after this time"),

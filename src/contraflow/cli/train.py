@@ -27,7 +27,7 @@ from contraflow.cli._config import (
     set_data_root,
 )
 from contraflow.cli._parser import Parser
-from contraflow.cli._run import Run, as_input, write_json, write_text
+from contraflow.cli._run import Run, as_input, is_first_process, write_json, write_text
 from contraflow.cli._train_options import is_help, read_options, train_help, train_parser, value_of
 from contraflow.cli._yaml import read_yaml
 from contraflow.data import Splits
@@ -58,7 +58,7 @@ def run(words: Sequence[str]) -> int:
             )
         command = shlex.join(["contraflow", "train", *words])
         result = _train(parser, options, folder, command, resume=resume)
-    if as_json:
+    if as_json and is_first_process():
         print(json.dumps(result))
     return 130 if result["interrupted"] else 0
 
@@ -90,7 +90,8 @@ def _train(
     if resume and not folder.checkpoint.is_file():
         print(f"{folder.folder}: no checkpoint yet, starting at step 0", file=sys.stderr)
         resume = False
-    print(flow_summary(flow, splits), file=sys.stderr)
+    if is_first_process():
+        print(flow_summary(flow, splits), file=sys.stderr)
     if len(splits.train) < optimisation.batch_size:
         print(
             f"contraflow: note: batches shrink from {optimisation.batch_size} rows to the "
@@ -113,7 +114,9 @@ def _train(
             callbacks=[KeepOptions(folder.config, parser.dump(options))],
         )
     seconds = time.monotonic() - started
-    certified = finish(flow, splits, folder, training, command, seconds)
+    certified = None
+    if is_first_process():
+        certified = finish(flow, splits, folder, training, command, seconds)
     return {
         "run": str(folder.folder),
         "model": str(folder.model),
@@ -141,7 +144,8 @@ class KeepOptions(Callback):
         self.text = text
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        write_text(self.path, self.text)
+        if trainer.is_global_zero:
+            write_text(self.path, self.text)
 
 
 def flow_summary(flow: Flow, splits: Splits) -> str:

@@ -77,8 +77,8 @@ class Latest(Checkpoint):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        if self.interrupted or 0 <= self.max_steps <= trainer.global_step:
-            trainer.should_stop = True
+        stop = self.interrupted or 0 <= self.max_steps <= trainer.global_step
+        trainer.should_stop = _any_process(trainer, stop or trainer.should_stop)
         self._validates = _validation_is_due(trainer)
         if _ends_epoch(trainer):
             # Stop once the epoch is over: its end is the better moment, and comes at once.
@@ -100,9 +100,17 @@ class Latest(Checkpoint):
         if trainer.fit_loop.epoch_loop._should_accumulate():
             return
         ending = trainer.should_stop or _ends_training(trainer)
-        if ending or time.monotonic() - self._written >= self.every:
+        late = time.monotonic() - self._written >= self.every
+        if _any_process(trainer, ending or late):
             trainer.save_checkpoint(self.path, weights_only=False)  # optimiser and loops too
             self._written = time.monotonic()
+
+
+def _any_process(trainer: pl.Trainer, decision: bool) -> bool:
+    """Decide as one: a process that saves or stops alone would wait for the others for ever."""
+    if trainer.world_size == 1:
+        return decision
+    return trainer.strategy.reduce_boolean_decision(decision, all=False)
 
 
 def _ends_epoch(trainer: pl.Trainer) -> bool:

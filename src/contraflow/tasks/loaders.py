@@ -43,14 +43,20 @@ class Batches(Sampler[list[int]]):
         batch_size: rows a batch; with ``seed`` the incomplete last batch is dropped, unless
             it is the only one.
         seed: seed of the permutations; None for the rows in order.
+        rank: which of several processes this is; each takes its share of every batch.
+        world: number of processes.
 
     Attributes:
         start: batch that the next iteration begins with, once; the following begin with 0.
         position: batches handed out in this epoch.
     """
 
-    def __init__(self, rows: int, batch_size: int, seed: int | None = None) -> None:
+    def __init__(
+        self, rows: int, batch_size: int, seed: int | None = None, rank: int = 0, world: int = 1
+    ) -> None:
         self.rows = rows
+        self.rank = rank
+        self.world = world
         self.batch_size = min(batch_size, rows)
         self.seed = seed
         self.epoch = 0
@@ -76,7 +82,11 @@ class Batches(Sampler[list[int]]):
         start, self.start = self.start % len(self), 0
         for batch in range(start, len(self)):
             self.position = batch + 1
-            yield order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
+            whole = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            # All processes take as many rows; the last rows of a validation stand in twice.
+            share = whole[torch.arange(self.rank, -(-len(whole) // self.world) * self.world,
+                                       self.world) % len(whole)]  # fmt: skip
+            yield share.tolist()
 
 
 class ResumableLoader(DataLoader):
@@ -127,9 +137,12 @@ class SplitsModule(pl.LightningDataModule):
         self.seed = seed
 
     def train_dataloader(self) -> DataLoader:
-        part = self.splits.train
-        return ResumableLoader(part, Batches(len(part), self.batch_size, self.seed))
+        return self._loader(self.splits.train, self.batch_size, self.seed)
 
     def val_dataloader(self) -> DataLoader:
-        part = self.splits.validation
-        return ResumableLoader(part, Batches(len(part), _EVALUATION_ROWS))
+        return self._loader(self.splits.validation, _EVALUATION_ROWS, None)
+
+    def _loader(self, part: Part, batch_size: int, seed: int | None) -> DataLoader:
+        trainer = self.trainer  # None outside of a training
+        rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        return ResumableLoader(part, Batches(len(part), batch_size, seed, rank, world))

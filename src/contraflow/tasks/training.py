@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 import re
 import signal
 import sys
@@ -22,6 +23,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
@@ -139,6 +141,7 @@ def train(
         "plugins": [AtomicCheckpointIO()],
     }
     arguments |= chosen
+    arguments["use_distributed_sampler"] = False  # Batches divides the rows itself
     curves = Curves(folder / "metrics.csv", arguments["log_every_n_steps"])
     best = ModelCheckpoint(
         checkpoints,
@@ -200,10 +203,11 @@ def _trainer(callbacks: list[Callback], arguments: dict[str, Any], batches: int)
             if name not in ours and value != defaults[name].default
         )
         raise ConfigurationError(f"trainer: {error} Got {given}.") from error
-    if runner.world_size > 1:
+    cores = os.cpu_count() or 1
+    if isinstance(runner.accelerator, CPUAccelerator) and runner.num_devices > cores:
         raise ConfigurationError(
-            f"trainer: devices={arguments.get('devices')} asks for {runner.world_size} processes; "
-            "expected one: a run is trained on one device."
+            f"trainer: devices={arguments.get('devices')} asks for {runner.num_devices} processes "
+            f"on {cores} processor cores; expected at most one a core."
         )
     return runner
 
