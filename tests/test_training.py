@@ -145,7 +145,8 @@ def test_processes_share_every_batch(world: int) -> None:
     whole = [sorted(rows) for rows in Batches(100, 12, seed=3)]
     parts = [list(Batches(100, 12, seed=3, rank=rank, world=world)) for rank in range(world)]
     assert {len(rows) for part in parts for rows in part} == {12 // world}
-    together = [sorted(row for rows in shares for row in rows) for shares in zip(*parts)]
+    batches = zip(*parts, strict=True)
+    together = [sorted(row for rows in shares for row in rows) for shares in batches]
     assert together == whole
     # In a validation all processes take as many rows, and none is left out.
     parts = [list(Batches(10, 4, rank=rank, world=world)) for rank in range(world)]

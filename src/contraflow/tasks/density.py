@@ -66,11 +66,9 @@ class Optimisation:
 
     def __post_init__(self) -> None:
         for name, kind, low, high, expected in _RANGES:
-            value: Any = vars(self)[name]
-            if value is None and name in ("decay_steps", "patience"):
-                continue
-            number: bool = isinstance(value, kind) and not isinstance(value, bool)
-            if not (number and low <= value < high):
+            value = getattr(self, name)
+            optional = value is None and name in ("decay_steps", "patience")
+            if not optional and not _lies_in(value, kind, low, high):
                 raise ConfigurationError(f"{name}={value!r}; expected {expected}.")
 
     def rate(self, step: int) -> float:
@@ -82,6 +80,10 @@ class Optimisation:
         return warm * (
             self.final_rate + (1 - self.final_rate) * 0.5 * (1 + math.cos(math.pi * done))
         )
+
+
+def _lies_in(value: Any, kind: type, low: float, high: float) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and low <= value < high  # pyright: ignore
 
 
 class DensityTask(pl.LightningModule):
