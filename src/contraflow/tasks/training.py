@@ -168,6 +168,8 @@ def train(
             checkpoint = str(last) if resume else None
             try:
                 runner.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+            except MisconfigurationException as error:  # fewer epochs than the checkpoint has
+                raise ConfigurationError(f"trainer: {error}") from error
             except (SystemExit, SIGTERMException) as error:  # what Lightning makes of signals
                 raise KeyboardInterrupt from error
     if best.best_model_path:
