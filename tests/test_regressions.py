@@ -212,7 +212,17 @@ def test_the_prepared_branch_is_the_same_in_float64() -> None:
 
 def test_ctrl_c_ends_the_training_and_saves_it(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT)
-    words = ["train", "digits", "--out", str(tmp_path), "--name", "i", *TINY]
+    words = [
+        "train",
+        "digits",
+        "--out",
+        str(tmp_path),
+        "--name",
+        "i",
+        *TINY,
+        "--checkpoint-every",
+        "0",
+    ]
 
     def press() -> None:
         metrics = tmp_path / "i" / "checkpoints" / "last.ckpt"

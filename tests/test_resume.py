@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,14 @@ def test_an_interrupt_and_a_resume_change_nothing(
         assert_equal_runs(tmp_path / "whole", whole, folder, resumed)
 
 
+def test_a_run_that_was_moved_goes_on_with_its_best_score(tmp_path: Path) -> None:
+    whole = fit(tmp_path / "whole")
+    fit(tmp_path / "before", max_steps=BATCHES + 2)
+    (tmp_path / "before").rename(tmp_path / "after")
+    resumed = fit(tmp_path / "after", resume=True)
+    assert_equal_runs(tmp_path / "whole", whole, tmp_path / "after", resumed)
+
+
 def test_the_comparison_can_fail(tmp_path: Path) -> None:
     """A resumed run that repeats one batch is told apart."""
     whole = fit(tmp_path / "whole")
@@ -181,25 +190,34 @@ def test_thirty_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
         "--trainer.max_epochs", "10", "--trainer.val_check_interval", "4",
         "--trainer.log_every_n_steps", "1",
     ]  # fmt: skip
+    start = time.monotonic()
     assert run_in_child([*words, "--name", "whole"], None) == 0
+    seconds = time.monotonic() - start
     rng = random.Random(0)
-    seen = []
-    for _ in range(30):
-        code = run_in_child([*words, "--name", "killed", "--resume"], rng.uniform(0.0, 1.2))
-        assert code in (-signal.SIGKILL, 0)
-        model = tmp_path / "killed/model.safetensors"
-        if model.is_file():
-            cf.load(model)  # whole, or not there
-        last = tmp_path / "killed/checkpoints/last.ckpt"
-        if last.is_file():
-            seen.append(read_checkpoint(last)["global_step"])
-    assert seen == sorted(seen)  # the last good checkpoint always survives
-    assert len(set(seen)) > 3
-    assert run_in_child([*words, "--name", "killed", "--resume"], None) == 0
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert_equal_runs(
-        whole, cf.load(whole / "model.safetensors"), killed, cf.load(killed / "model.safetensors")
-    )
+    kills, run, moments = 0, 0, set()
+    while kills < 30 or run == 0:  # and then until the run that was killed is done
+        folder = tmp_path / str(run)
+        resume = [*words, "--name", str(run), "--resume"]
+        code = run_in_child(resume, rng.uniform(0, 0.8 * seconds) if kills < 30 else None)
+        steps = 0
+        if (folder / "checkpoints/last.ckpt").is_file():
+            steps = read_checkpoint(folder / "checkpoints/last.ckpt")["global_step"]
+        if code == 0:
+            assert_equal_commands(tmp_path / "whole", folder)
+            run += 1
+            continue
+        assert code == -signal.SIGKILL
+        kills += 1
+        assert steps >= max((m for r, m in moments if r == run), default=0)  # none is lost
+        moments.add((run, steps))
+        if (folder / "model.safetensors").is_file():
+            cf.load(folder / "model.safetensors")  # whole, or not there
+    assert len({steps for _, steps in moments}) > 5
+
+
+def assert_equal_commands(folder: Path, other: Path) -> None:
+    flows = [cf.load(f / "model.safetensors") for f in (folder, other)]
+    assert_equal_runs(folder, flows[0], other, flows[1])
 
 
 def run_in_child(words: list[str], seconds: float | None) -> int:

@@ -195,10 +195,12 @@ def _refuse(
     for i, (column, value) in enumerate(zip(columns, values, strict=True)):
         if not bool(column.contains(value[None], 1)):
             where = f"column {names[i]!r}" if names else f"entry {i + 1}"
+            what = f"which lies outside the support {column} of the model"
+            if bool(value.isinf()):
+                what = f"too large for {x.dtype}"
             raise SupportError(
-                f"row {before + row + 1} (counted from 1), {where}: got {value:g}, which lies "
-                f"outside the support {column} of the model. Remove such rows, or give them -inf "
-                "with --outside."
+                f"row {before + row + 1} (counted from 1), {where}: got {value:g}, {what}. Remove "
+                "such rows, or give them -inf with --outside."
             )
     raise AssertionError("a row outside has a value outside")
 

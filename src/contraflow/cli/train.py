@@ -69,6 +69,8 @@ def _options(parser: Parser, words: list[str]) -> Namespace:
     preset = read_yaml(source)
     out = value_of(words, "--out") or preset.get("out") or "runs"
     name = value_of(words, "--name") or preset.get("name") or source.stem
+    if Path(name).is_absolute() or ".." in Path(name).parts or not Path(name).parts:
+        raise ConfigurationError(f"--name {name}: expected the name of a folder inside of --out.")
     begun = Run(Path(out) / name).config
     if "--resume" in words and begun.is_file():
         source = begun

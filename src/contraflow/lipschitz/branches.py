@@ -14,6 +14,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from contraflow._context import expected_context
+from contraflow._sizes import check_widths
 from contraflow.errors import ConfigurationError, NotContractiveError
 from contraflow.lipschitz.activations import Activation
 from contraflow.lipschitz.activations import activation as build_activation
@@ -194,7 +195,7 @@ class MLPBranch(ChainBranch):
     ) -> None:
         super().__init__()
         self.features = features
-        self.hidden_features = _widths(hidden_features)
+        self.hidden_features = _widths("hidden_features", hidden_features)
         self.activation = activation
         self.lipschitz = _check_contractive(lipschitz)
         self.context = context
@@ -250,7 +251,7 @@ class ConvBranch(ChainBranch):
         super().__init__()
         channels, height, width = shape
         self.shape = (channels, height, width)
-        self.hidden_channels = _widths(hidden_channels)
+        self.hidden_channels = _widths("hidden_channels", hidden_channels)
         self.kernel_sizes = tuple(kernel_sizes)
         if len(self.kernel_sizes) != len(self.hidden_channels) + 1:
             raise ConfigurationError(
@@ -281,10 +282,10 @@ def _expansion(act: nn.Module) -> int:
     return act.expansion
 
 
-def _widths(widths: Sequence[int]) -> tuple[int, ...]:
+def _widths(name: str, widths: Sequence[int]) -> tuple[int, ...]:
     if len(widths) == 0:
         raise ConfigurationError("a branch needs at least one hidden layer, such as (128, 128).")
-    return tuple(widths)
+    return check_widths(name, widths)
 
 
 def _context_net(context: int, widths: Sequence[int]) -> nn.Module | None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from contraflow._sizes import check_widths
 from contraflow.errors import SupportError
 
 
@@ -57,7 +58,7 @@ class MADE(nn.Module):
         super().__init__()
         self.features = features
         self.parameters_per_feature = parameters
-        self.hidden_features = tuple(hidden_features)
+        self.hidden_features = check_widths("hidden_features", hidden_features)
         self.order = None if order is None else tuple(order)
         layers: list[nn.Module] = [MaskedLinear(mask) for mask in self._masks()]
         last = layers[-1]

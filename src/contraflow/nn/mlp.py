@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from contraflow._sizes import check_widths
+
 
 class MLP(nn.Module):
     """``in -> h_1 -> ... -> h_n -> out`` with SiLU between.
@@ -25,7 +27,7 @@ class MLP(nn.Module):
         zero_last: bool = False,
     ) -> None:
         super().__init__()
-        widths = [in_features, *hidden_features]
+        widths = [in_features, *check_widths("hidden_features", hidden_features)]
         layers: list[nn.Module] = []
         for a, b in itertools.pairwise(widths):
             layers += [nn.Linear(a, b), nn.SiLU()]

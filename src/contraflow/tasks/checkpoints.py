@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from contraflow._files import written_beside
 from contraflow.errors import DataError
@@ -104,6 +104,34 @@ class Latest(Checkpoint):
         if _any_process(trainer, ending or late):
             trainer.save_checkpoint(self.path, weights_only=False)  # optimiser and loops too
             self._written = time.monotonic()
+
+
+class Best(ModelCheckpoint):
+    """Keep ``best.ckpt``, of the lowest validation loss; also in a folder that was moved.
+
+    Args:
+        folder: where it is written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            folder,
+            filename="best",
+            monitor="val/loss",
+            save_on_train_epoch_end=False,  # but after each validation
+            enable_version_counter=False,
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the best score, under the folder's name of today."""
+        before, now = str(state_dict["dirpath"]), str(self.dirpath)
+
+        def moved(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {moved(key): moved(item) for key, item in value.items()}
+            return value.replace(before, now, 1) if isinstance(value, str) else value
+
+        super().load_state_dict(moved(state_dict))
 
 
 def _any_process(trainer: pl.Trainer, decision: bool) -> bool:

@@ -24,7 +24,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
@@ -33,7 +33,7 @@ from contraflow.data import Part, Splits
 from contraflow.data.splits import check_weights
 from contraflow.errors import ConfigurationError, DataError, DtypeError, ShapeError, nearest
 from contraflow.flow import Flow
-from contraflow.tasks.checkpoints import AtomicCheckpointIO, Latest, read_checkpoint
+from contraflow.tasks.checkpoints import AtomicCheckpointIO, Best, Latest, read_checkpoint
 from contraflow.tasks.curves import Curves
 from contraflow.tasks.density import DensityTask, Optimisation, WarmAverage, unwrap
 from contraflow.tasks.loaders import SplitsModule, mix_seed
@@ -143,13 +143,7 @@ def train(
     arguments |= chosen
     arguments["use_distributed_sampler"] = False  # Batches divides the rows itself
     curves = Curves(folder / "metrics.csv", arguments["log_every_n_steps"])
-    best = ModelCheckpoint(
-        checkpoints,
-        filename="best",
-        monitor="val/loss",
-        save_on_train_epoch_end=False,  # but after each validation
-        enable_version_counter=False,
-    )
+    best = Best(checkpoints)
     callbacks = [*callbacks, curves, best, latest]
     if settings.ema_decay > 0:
         callbacks.append(WarmAverage(settings.ema_decay))
