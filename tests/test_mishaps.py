@@ -234,7 +234,7 @@ def test_a_refused_resume_leaves_the_run_as_it_was(
     before = contents(run)
     for name, value, message in (
         ("model.hidden_features", "[5]", "belongs to another model"),
-        ("optimisation.batch_size", "0", "expected 1 or more"),
+        ("optimisation.batch_size", "0", "expected a whole number of 1 or more"),
         ("trainer.max_time", "soon", "DD:HH:MM:SS"),
         ("data.path", "no.csv", "no such file"),
         ("trainer.max_epochs", "0", "max_epochs=0"),
