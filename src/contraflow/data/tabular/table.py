@@ -14,7 +14,8 @@ import torch
 from contraflow.data.splits import Part, Source, Splits
 from contraflow.data.store import RowStore, split_rows
 from contraflow.data.tabular.columns import ColumnStatistics, Supports, warn_of_atoms
-from contraflow.data.tabular.file import TableFile, open_table
+from contraflow.data.tabular.file import TableFile
+from contraflow.data.tabular.reading import open_table
 from contraflow.domain import Domain
 from contraflow.errors import ConfigurationError, DataError
 
