@@ -208,7 +208,7 @@ def test_an_interrupt_during_start_up_leaves_no_traceback() -> None:
         "sys.argv = ['contraflow', 'presets']; sys.exit(command.main())"
     )
     codes = []
-    for _ in range(12):
+    for _ in range(8):
         process = subprocess.Popen(
             [sys.executable, "-c", program],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
