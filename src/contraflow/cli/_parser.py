@@ -147,7 +147,7 @@ def show(value: Any) -> str:
         >>> show((64, 64)), show(True), show(None)
         ('[64, 64]', 'true', '')
     """
-    if value is None or value == argparse.SUPPRESS or value == "":
+    if value is None or value in (argparse.SUPPRESS, "", (), []):
         return ""
     if isinstance(value, str):
         return value

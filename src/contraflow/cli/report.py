@@ -34,6 +34,7 @@ def parser() -> Parser:
         "report",
         "Write one self-contained HTML page and print its path: likelihood, samples, calibration, "
         "reconstructions, curves and certificate of a run, or several runs side by side.",
+        arguments="RUN [RUN ...]",
         examples=[
             "runs/digits",
             "runs/digits --out digits.html",

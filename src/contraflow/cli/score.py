@@ -74,6 +74,7 @@ def parser() -> Parser:
         "score",
         "Write the log-density of every row of a file, in nats, with its kind. The file is read "
         "and scored piece by piece, so it may be larger than memory.",
+        arguments="RUN FILE",
         examples=[
             "runs/table new.csv --out scores.csv",
             "runs/table big.parquet --out scores.parquet --json",
