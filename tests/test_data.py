@@ -277,7 +277,9 @@ def test_csv_reads_what_people_write(write):
     names, values = read_table(write(text), ["c", "a b"])  # note holds text, but nobody asked
     assert names == ("c", "a b")
     assert values.tolist() == [[2.5, 1.0], [2.0**64, -0.03]]
-    assert read_table(write("a\n0.1\n\n0.3\n"))[1].tolist() == [[0.1], [0.3]]
+    assert read_table(write("a,b\n1,2\n\n3,4\n"))[1].tolist() == [[1.0, 2.0], [3.0, 4.0]]
+    with pytest.raises(DataError, match=r"1 value NaN, missing .* data row 2"):
+        read_table(write("a\n0.1\n\n0.3\n"))  # of one column, a blank line is a missing value
 
 
 def test_csv_without_pyarrow_says_what_to_install(write, monkeypatch):

@@ -10,12 +10,15 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import contraflow as cf
 from contraflow.cli import main
+from contraflow.data import Table, read_table
+from contraflow.errors import ConfigurationError, DataError
 from contraflow.evaluation import evaluate_likelihood
 from contraflow.jacobian import linearize
 from contraflow.lipschitz import LipschitzLinear, MLPBranch
@@ -266,3 +269,95 @@ def test_a_float32_root_is_right_to_rounding() -> None:
     gap = (z.double() - x - branch.prepare().double()(x)).norm(dim=-1)
     rounding = torch.finfo(torch.float32).eps * x.norm(dim=-1)
     assert (gap / rounding).max().item() < 0.6
+
+
+# What a review found at the command line ----------------------------------------------------
+
+
+def test_a_report_goes_into_html_alone(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    model = tmp_path / "model.safetensors"
+    model.write_bytes(b"precious")
+    assert main(["report", str(tmp_path), "--out", str(model)]) == 2
+    assert "name ending in .html" in capsys.readouterr().err
+    assert model.read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("flow", ["MAF", "RealNVP", "InvertibleResNet"])
+def test_every_vector_flow_takes_its_features_from_a_table(flow: str, tmp_path: Path) -> None:
+    x = torch.randn(60, 2, generator=torch.Generator().manual_seed(0)).numpy()
+    np.save(tmp_path / "t.npy", x)
+    words = ["train", "table", "--data.path", str(tmp_path / "t.npy"), "--model", flow]
+    words += ["--out", str(tmp_path), "--model.transforms", "1", "--trainer.max_steps", "1"]
+    assert main(words) == 0
+
+
+@pytest.mark.parametrize(
+    ("flow", "message"),
+    [("MAF", "models vectors; the data are images"), ("InvertibleResNet", "scales=0; expected 1")],
+)
+def test_a_flow_that_does_not_suit_images_is_refused(
+    flow: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(["train", "digits", "--model", flow, "--out", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_run_finds_its_table_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    np.save("t.npy", torch.randn(60, 2, generator=torch.Generator().manual_seed(0)).numpy())
+    words = ["train", "table", "--data.path", "t.npy", "--model", "MAF", "--model.transforms", "1"]
+    assert main([*words, "--name", "r", "--trainer.max_steps", "1"]) == 0
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["evaluate", "../runs/r"]) == 0
+
+
+def test_what_a_killed_training_left_is_swept_away(tmp_path: Path) -> None:
+    words = ["train", "digits", "--out", str(tmp_path), "--name", "r", *TINY]
+    assert main([*words, "--trainer.max_steps", "1"]) == 0
+    left = tmp_path / "r" / "checkpoints" / "last.ckpt.1-1.partial"
+    left.write_bytes(b"half")
+    assert main([*words, "--trainer.max_steps", "2", "--resume"]) == 0
+    assert not left.exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--trainer.max_epochs", "0"], ["--trainer.max_steps", "0"], ["--checkpoint-every", "-5"]],
+)
+def test_limits_that_train_nothing_are_refused(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(["train", "digits", "--out", str(tmp_path), *TINY, *words]) == 2
+    assert "expected" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_archive_may_hold_text_and_scalars_that_nobody_asks_for(tmp_path: Path) -> None:
+    x = np.arange(6.0).reshape(3, 2)
+    np.savez(tmp_path / "t.npz", x=x, names=np.array(["a", "b", "c"]), seed=np.array(7))
+    assert read_table(tmp_path / "t.npz", ["x"])[1].tolist() == x.tolist()
+    with pytest.raises(DataError, match=r"npz: array 'names' has values of dtype <U1"):
+        read_table(tmp_path / "t.npz")
+    np.savez(tmp_path / "u.npz", x=x, x_0=x[:, 0])
+    with pytest.raises(DataError, match=r"give the columns \['x_0'\] more than once"):
+        read_table(tmp_path / "u.npz", ["x"])
+
+
+def test_names_of_a_csv_are_not_taken_for_ours(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """A header x_b, x_a was read by place where the model knew a, b."""
+    flow = cf.flows.MAF(2, transforms=1, hidden_features=(4,))
+    flow.save(tmp_path / "model.safetensors", metadata={"columns": ["a", "b"]})
+    (tmp_path / "t.csv").write_text("x_b,x_a\n1,2\n")
+    assert main(["score", str(tmp_path), str(tmp_path / "t.csv")]) == 2
+    assert "no column is called 'a'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("bounds", [(1.0, 0.0), (float("inf"), None), (float("nan"), 1.0)])
+def test_bounds_that_make_no_sense_are_no_fault_of_the_data(bounds: tuple) -> None:
+    with pytest.raises(ConfigurationError, match=r"bounds .* for 'a', expected finite numbers"):
+        Table("t.csv", bounds={"a": bounds})

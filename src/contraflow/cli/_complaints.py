@@ -20,6 +20,7 @@ _WORDS = {
     "list": "a list, for example [64, 64]",
     "collections.abc.Sequence": "a list, for example [64, 64]",
     "dict": "a mapping",
+    "collections.abc.Mapping": "a mapping, for example '{a: [0, 1]}'",
 }
 
 

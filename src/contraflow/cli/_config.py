@@ -108,6 +108,14 @@ def set_data_root(namespace: Namespace, data_root: str | None) -> None:
         arguments["root"] = os.fspath(data_root)
 
 
+def make_paths_absolute(namespace: Namespace) -> None:
+    """Let a run find its data from any folder."""
+    arguments = namespace.data.get("init_args") or {}
+    for name in ("path", "validation_path", "test_path", "root"):
+        if arguments.get(name):
+            arguments[name] = os.path.abspath(os.path.expanduser(arguments[name]))
+
+
 def fit_model_to_data(model: Namespace, splits: Splits) -> None:
     """Fill in what the data decide and the configuration leaves open: shape, levels, context.
 
@@ -118,6 +126,11 @@ def fit_model_to_data(model: Namespace, splits: Splits) -> None:
     if arguments is None:
         return
     event, context = list(splits.event_shape), splits.context_features
+    if len(event) == 3 and "shape" not in arguments:
+        raise ConfigurationError(
+            f"--model {model.class_path.rpartition('.')[2]}: models vectors; the data are images "
+            f"of shape {tuple(event)}. Choose a flow that takes shape."
+        )
     flat = len(event) == 1
     _refuse(arguments, "features", event[0] if flat else None, "the data have {} columns")
     _refuse(arguments, "shape", None if flat else event, "the data have the shape {}")

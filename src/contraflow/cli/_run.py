@@ -85,6 +85,8 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.folder / ".lock", timeout=0)
             with lock:
+                for left in self.folder.rglob("*.partial"):  # by a training that was killed
+                    left.unlink(missing_ok=True)
                 try:
                     yield
                 finally:

@@ -188,10 +188,10 @@ def event_columns(
     """
     if names and set(names) <= {*file.names, *file.groups}:
         return file.expand(names)
-    generic = all(name.startswith(("column_", "x_")) for name in file.names)
-    if (not names or generic) and len(file.names) == size:
+    nameless = file.path.suffix in (".npy", ".npz")  # its names are ours
+    if (not names or nameless) and len(file.names) == size:
         return file.names
-    if names:
+    if names and not nameless:
         return file.expand(names)  # names the missing one, and the nearest
     raise DataError(
         f"{file.path}: got {len(file.names)} columns, expected {size}: the entries of {what}, in "

@@ -77,6 +77,11 @@ def evaluate(
     """Return the object of ``contraflow evaluate --json``."""
     if split not in _SPLITS:
         raise ConfigurationError(f"split {split!r}; expected one of {', '.join(_SPLITS)}.")
+    if not stderr > 0 or max_draws < 4:
+        raise ConfigurationError(
+            f"got --stderr {stderr} and --max-draws {max_draws}; expected an error above 0 and 4 "
+            "draws or more."
+        )
     if limit is not None and limit < 1:
         raise ConfigurationError(f"--limit {limit}; expected 1 row or more.")
     flow = folder.flow()

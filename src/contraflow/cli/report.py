@@ -10,12 +10,15 @@ from contraflow._files import written_beside
 from contraflow.cli._contents import gather
 from contraflow.cli._parser import Parser, command_parser
 from contraflow.cli._run import Run, open_run
+from contraflow.errors import ConfigurationError
 from contraflow.report import render_comparison, render_report
 
 
 def run(words: Sequence[str]) -> int:
     """Write the report and print its path; returns 1 if a part of it failed."""
     options = parser().parse_args(list(words))
+    if options.out and Path(options.out).suffix not in (".html", ".htm"):
+        raise ConfigurationError(f"--out {options.out}: expected a name ending in .html.")
     runs = [open_run(each) for each in options.run]
     several = len(runs) > 1
     out = Path(options.out) if options.out else _default_path(runs)

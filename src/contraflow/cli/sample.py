@@ -113,7 +113,10 @@ def parser() -> Parser:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the draw")
     parser.add_argument(
-        "--context", metavar="FILE", type=str | None, help="what to condition on, CSV or NPY"
+        "--context",
+        metavar="FILE",
+        type=str | None,
+        help="what to condition on: .csv, .parquet, .npy or .npz",
     )
     parser.add_argument(
         "--out",

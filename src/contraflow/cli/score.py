@@ -31,6 +31,8 @@ def run(words: Sequence[str]) -> int:
             "error above 0 and 4 draws or more."
         )
     keep_inputs(options.out, options.file, options.context)
+    if options.json and not options.out:
+        raise ConfigurationError("--json needs --out: standard output holds the scores.")
     folder = open_run(options.run)
     flow, metadata = folder.flow(), folder.metadata()
     chunk = max(64, min(2**16, _NUMBERS // flow.size))
@@ -62,7 +64,7 @@ def run(words: Sequence[str]) -> int:
         **summary.to_json(),
     }
     if options.json:
-        print(json.dumps(result), file=sys.stdout if options.out else sys.stderr)
+        print(json.dumps(result))
     else:
         print(_describe(result), file=sys.stderr)
     return 0
@@ -102,7 +104,9 @@ def parser() -> Parser:
     )
     parser.add_argument("--max-draws", type=int, default=64, help="most evaluations of a row")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise")
-    parser.add_argument("--json", action="store_true", help="a summary as one JSON object")
+    parser.add_argument(
+        "--json", action="store_true", help="with --out: a summary as one JSON object"
+    )
     return parser
 
 

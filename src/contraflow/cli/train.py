@@ -23,6 +23,7 @@ from contraflow._version import __version__
 from contraflow.cli._config import (
     fit_model_to_data,
     instantiate,
+    make_paths_absolute,
     preset_path,
     set_data_root,
 )
@@ -86,6 +87,7 @@ def _train(
     optimisation = Optimisation(**vars(options.optimisation))
     set_data_root(options, options.data_root)
     splits = instantiate(parser, data=options.data).load()
+    make_paths_absolute(options)  # in what is saved
     fit_model_to_data(options.model, splits)
     torch.manual_seed(options.seed)
     flow = instantiate(parser, model=options.model)

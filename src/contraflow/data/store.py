@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from contraflow.errors import ConfigurationError, DataError
+from contraflow.errors import ConfigurationError
 
 IN_MEMORY = 2**28
 """Bytes beyond which rows go to a temporary file."""
@@ -61,16 +61,16 @@ class RowStore:
         """Add ``[n, *shape]``, converted to the store's dtype.
 
         Raises:
-            DataError: the folder for temporary files is full.
+            OSError: the folder for temporary files is full.
         """
         rows = np.ascontiguousarray(rows, self.dtype).reshape(-1, *self.shape)
         try:
             self._file.write(rows.data.cast("B"))
         except OSError as error:
-            raise DataError(
-                f"data: {self.rows * self._row_bytes / 1e9:.1f} GB of rows were put into "
-                f"{tempfile.gettempdir()} when writing failed ({error.strerror}). Set TMPDIR to a "
-                "folder on a disk with more room."
+            done = f"after {self.rows * self._row_bytes / 1e9:.1f} GB of rows"
+            advice = "set TMPDIR to a folder on a disk with more room"
+            raise OSError(
+                error.errno, f"{error.strerror} {done}; {advice}", tempfile.gettempdir()
             ) from error
         self.rows += len(rows)
 

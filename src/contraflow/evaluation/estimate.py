@@ -224,10 +224,11 @@ def evaluate_likelihood(
                 break
     value = (moments.mean * shares).sum().item()
     spread = None
-    if len(x) > 1:
+    counted = int((count > 0).sum())
+    if counted > 1:
         # Of a ratio of means, with the factor that makes it the usual one for equal weights.
         squares = (shares * (moments.mean - value)).square().sum().item()
-        spread = math.sqrt(squares * len(x) / (len(x) - 1))
+        spread = math.sqrt(squares * counted / (counted - 1))
     return Evaluation(
         value=value,
         unit="bits_per_dim" if bits else "nats",

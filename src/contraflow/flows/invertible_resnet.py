@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from contraflow.domain import Domain
+from contraflow.errors import ConfigurationError
 from contraflow.flow import Flow
 from contraflow.flows._parts import event_shape_of, preprocessing, pyramid
 from contraflow.lipschitz import ConvBranch, MLPBranch
@@ -74,6 +75,10 @@ class InvertibleResNet(Flow):
         solver: Solver | None = None,
     ) -> None:
         event = event_shape_of(features, shape)
+        if scales < 1:
+            raise ConfigurationError(
+                f"InvertibleResNet: scales={scales}; expected 1 or more: its blocks stand there."
+            )
         size = math.prod(event)
         series: LogDet = PowerSeries(terms=terms)
 

@@ -35,13 +35,14 @@ class MAF(Flow):
 
     def __init__(
         self,
-        features: int,
+        features: int | None = None,
         context: int = 0,
         transforms: int = 5,
         hidden_features: Sequence[int] = (128, 128),
         support: Sequence[Domain] | None = None,
     ) -> None:
         event = event_shape_of(features, None)
+        features = event[0]
         parts = preprocessing(event, None, 0.05, (0.0, 1.0), support=support)
         natural = list(range(features))
         for k in range(transforms):

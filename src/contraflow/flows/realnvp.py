@@ -39,13 +39,14 @@ class RealNVP(Flow):
 
     def __init__(
         self,
-        features: int,
+        features: int | None = None,
         context: int = 0,
         transforms: int = 8,
         hidden_features: Sequence[int] = (128, 128),
         support: Sequence[Domain] | None = None,
     ) -> None:
         event = event_shape_of(features, None)
+        features = event[0]
         if features < 2:
             raise ConfigurationError(
                 f"RealNVP: features={features}; expected 2 or more, so that one part can "

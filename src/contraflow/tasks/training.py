@@ -114,13 +114,22 @@ def train(
     settings = optimisation or Optimisation()
     checkpoints = folder / "checkpoints"
     last = checkpoints / "last.ckpt"
+    if not checkpoint_every >= 0:
+        raise ConfigurationError(f"checkpoint_every={checkpoint_every}; expected 0 s or more.")
+    if next(flow.parameters(), None) is None:
+        raise ConfigurationError(f"{type(flow).__name__} has no parameters: nothing to train.")
     folder.mkdir(parents=True, exist_ok=True)
     flow.train()
     if resume:
         _check_model(last, flow)
     data = SplitsModule(splits, settings.batch_size, seed)
     chosen = {key: value for key, value in (trainer or {}).items() if value is not None}
-    latest = Latest(last, checkpoint_every, chosen.pop("max_steps", -1))
+    max_steps = chosen.pop("max_steps", -1)
+    if max_steps == 0 or max_steps < -1:
+        raise ConfigurationError(
+            f"trainer: max_steps={max_steps}; expected 1 or more, or -1 for no limit."
+        )
+    latest = Latest(last, checkpoint_every, max_steps)
     progress = sys.stderr.isatty()
     arguments: dict[str, Any] = {
         "max_epochs": -1,
@@ -173,6 +182,8 @@ def _trainer(callbacks: list[Callback], arguments: dict[str, Any], batches: int)
         value = arguments.get(name)
         if value is not None and value < 1:
             raise ConfigurationError(f"trainer: {name}={value}; expected 1 or more.")
+    if arguments.get("max_epochs") == 0:
+        raise ConfigurationError("trainer: max_epochs=0; expected 1 or more, or -1 for no limit.")
     interval = arguments.get("val_check_interval")
     if isinstance(interval, (int, float)):
         most = batches if isinstance(interval, int) else 1.0

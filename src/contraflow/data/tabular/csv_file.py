@@ -50,7 +50,11 @@ class CsvFile(TableFile):
                     skip_rows=self._lines_of_header,
                     column_names=places,
                 ),
-                pa_csv.ParseOptions(newlines_in_values=True, invalid_row_handler=remember),
+                pa_csv.ParseOptions(
+                    newlines_in_values=True,
+                    ignore_empty_lines=len(self.names) > 1,  # of one column: a missing value
+                    invalid_row_handler=remember,
+                ),
                 pa_csv.ConvertOptions(
                     include_columns=list(dict.fromkeys(wanted)),
                     column_types={place: pa.string() for place in wanted},

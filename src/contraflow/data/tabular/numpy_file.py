@@ -26,7 +26,7 @@ _DAMAGES = (
 
 
 class NpyFile(TableFile):
-    """One array ``[N, D]``, mapped into memory page by page; a structured one names its columns.
+    """One array ``[N, D]``, mapped into memory page by page.
 
     Args:
         path: the file.
@@ -78,40 +78,51 @@ class NpzFile(TableFile):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        names: list[str] = []
-        self._member: list[tuple[str, int]] = []  # of each column: member and place in it
-        lengths: dict[str, int] = {}
+        headers: dict[str, tuple[tuple[int, ...], bool, np.dtype]] = {}
         try:
             with zipfile.ZipFile(path) as archive:
                 for entry in archive.namelist():
-                    if not entry.endswith(".npy"):
-                        continue
-                    with archive.open(entry) as file:
-                        shape, _, dtype = _header(file)
-                    key = entry.removesuffix(".npy")
-                    _check_array(path, f"array {key!r}", dtype, shape)
-                    lengths[key] = shape[0]
-                    width = math.prod(shape[1:])
-                    own = [key] if width == 1 else [f"{key}_{i}" for i in range(width)]
-                    if width > 1:
-                        self.groups[key] = tuple(own)
-                    names += own
-                    self._member += [(entry, i) for i in range(width)]
+                    if entry.endswith(".npy"):
+                        with archive.open(entry) as file:
+                            headers[entry] = _header(file)
         except _DAMAGES as error:
             raise DataError(
                 f"{path}: is not a readable .npz file of numbers ({error}). Write it with "
                 "numpy.savez from float arrays."
             ) from error
+        columns = {entry: header for entry, header in headers.items() if header[0]}  # no scalars
+        lengths = {entry: shape[0] for entry, (shape, _, _) in columns.items()}
         if len(set(lengths.values())) != 1:
             raise DataError(
                 f"{path}: got arrays of lengths {lengths or 'none'}, expected one length: a row of "
                 "the table is a row of each array."
+            )
+        names: list[str] = []
+        self._member: list[tuple[str, int]] = []  # of each column: member and place in it
+        self._headers = columns
+        for entry, (shape, _, _) in columns.items():
+            key, width = entry.removesuffix(".npy"), math.prod(shape[1:])
+            own = [key] if width == 1 else [f"{key}_{i}" for i in range(width)]
+            if width > 1:
+                self.groups[key] = tuple(own)
+            names += own
+            self._member += [(entry, i) for i in range(width)]
+        twice = sorted(
+            {name for name in names if names.count(name) > 1} | set(names) & set(self.groups)
+        )
+        if twice:
+            raise DataError(
+                f"{path}: the arrays {sorted(lengths)} give the columns {twice} more than once. "
+                "Rename the arrays."
             )
         self.names = tuple(names)
         self.rows = next(iter(lengths.values()))
 
     def _read(self, positions: Sequence[int], size: int) -> Iterator[np.ndarray]:
         members = {entry: None for entry, _ in (self._member[at] for at in positions)}
+        for entry in members:
+            shape, _, dtype = self._headers[entry]
+            _check_array(self.path, f"array {entry.removesuffix('.npy')!r}", dtype, shape)
         try:
             with zipfile.ZipFile(self.path) as archive:
                 streams = {entry: _stream(archive, entry, size) for entry in members}
@@ -164,8 +175,8 @@ def _exactly(file: IO[bytes], size: int) -> bytes:
 def _check_array(path: Path, what: str, dtype: np.dtype, shape: tuple[int, ...]) -> None:
     if dtype.kind not in "fiu":
         raise DataError(
-            f"{path}: {what} has values of dtype {dtype}, expected real numbers; "
-            "write array.astype(numpy.float64)."
+            f"{path}: {what} has values of dtype {dtype}, expected real numbers. Leave it out by "
+            "naming the others in columns, or write it as numbers."
         )
     if len(shape) == 0 or 0 in shape[1:]:
         raise DataError(f"{path}: {what} has the shape {list(shape)}, expected [N] or [N, D].")

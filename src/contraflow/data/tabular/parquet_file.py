@@ -47,7 +47,9 @@ class ParquetFile(TableFile):
     @staticmethod
     def _open(path: Path) -> pq.ParquetFile:
         try:
-            return pq.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False)
+            return pq.ParquetFile(
+                path, buffer_size=_BUFFER, pre_buffer=False, page_checksum_verification=True
+            )
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{path}: is not a readable Parquet file ({_first(error)}).") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -92,6 +93,13 @@ class Table(Source):
                 f"Table: got fraction_validation={fractions[0]} and fraction_test={fractions[1]}, "
                 "expected both above 0 and their sum below 1."
             )
+        for name, (low, high) in (self.bounds or {}).items():
+            ends = [end for end in (low, high) if end is not None]
+            if not all(math.isfinite(end) for end in ends) or ends != sorted(set(ends)):
+                raise ConfigurationError(
+                    f"Table: got bounds {low}, {high} for {name!r}, expected finite numbers in "
+                    "this order, or None for no end."
+                )
         tidy = {
             "columns": columns,
             "context_columns": context_columns,
