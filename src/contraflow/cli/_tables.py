@@ -152,12 +152,23 @@ class Progress:
         self.rows = 0
         self._start = self._shown = time.monotonic()
 
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        print(self._erase, end="", file=sys.stderr, flush=True)  # what follows starts on it
+
+    @property
+    def _erase(self) -> str:
+        return "\x1b[K" if self.moving else ""
+
     def add(self, rows: int) -> None:
         """Count rows, and show them if it is time."""
         self.rows += rows
         if time.monotonic() - self._shown >= self.every:
             self._shown = time.monotonic()
-            print(self._line(), end="\r" if self.moving else "\n", file=sys.stderr, flush=True)
+            end = "\r" if self.moving else "\n"
+            print(self._erase + self._line(), end=end, file=sys.stderr, flush=True)
 
     def _line(self) -> str:
         seconds = max(time.monotonic() - self._start, 1e-9)

@@ -48,8 +48,7 @@ def run(words: Sequence[str]) -> int:
             drawn = np.concatenate(list(_draws(flow, options.number, context, options.seed)))
             save_samples(partial, drawn, columns=names)
     else:
-        progress = Progress(count)
-        with table_writer(out) as writer:
+        with table_writer(out) as writer, Progress(count) as progress:
             for rows in _draws(flow, options.number, context, options.seed):
                 writer.write({"samples": rows} if out.suffix == ".npy" else _columns(rows, names))
                 progress.add(len(rows))

@@ -42,8 +42,8 @@ def run(words: Sequence[str]) -> int:
         own_file=options.context is not None,
     )  # fmt: skip
     generator = torch.Generator().manual_seed(options.seed)
-    progress, summary = Progress(total), _Summary()
-    with table_writer(options.out) as writer:
+    summary = _Summary()
+    with table_writer(options.out) as writer, Progress(total) as progress:
         for x in _inputs(flow, pieces):
             context = _next(contexts, progress.rows + len(x))
             columns = _score(

@@ -96,12 +96,12 @@ def _train(
         resume = False
     if is_first_process():
         print(flow_summary(flow, splits), file=sys.stderr)
-    if len(splits.train) < optimisation.batch_size:
-        print(
-            f"contraflow: note: batches shrink from {optimisation.batch_size} rows to the "
-            f"{len(splits.train)} that there are to train on",
-            file=sys.stderr,
-        )
+        if len(splits.train) < optimisation.batch_size:
+            print(
+                f"contraflow: note: batches shrink from {optimisation.batch_size} rows to the "
+                f"{len(splits.train)} that there are to train on",
+                file=sys.stderr,
+            )
     started = time.monotonic()
     # Lightning's progress bar would mix with our JSON.
     with redirect_stdout(sys.stderr), event_log(folder.folder) as events:
