@@ -78,7 +78,7 @@ def test_the_error_bound_in_float32_holds_under_large_hidden_activations() -> No
     block = ResidualBlock(branch, solver=Picard())
     z = torch.randn(256, 2)
     solution = block.solve_inverse(z)
-    prepared = branch.prepare().double()
+    prepared = branch.prepare().in_dtype(torch.float64)
     root = z.double()
     for _ in range(200):
         root = z.double() - prepared(root)
@@ -207,9 +207,9 @@ def test_the_prepared_branch_is_the_same_in_float64() -> None:
     prepared = MLPBranch(3, (16,), "cpila").prepare()
     x = torch.randn(4, 3)
     torch.testing.assert_close(
-        prepared.double()(x.double()).float(), prepared(x), atol=1e-6, rtol=0
+        prepared.in_dtype(torch.float64)(x.double()).float(), prepared(x), atol=1e-6, rtol=0
     )
-    exact = linearize(prepared.double(), x.double())[1].dense().float()
+    exact = linearize(prepared.in_dtype(torch.float64), x.double())[1].dense().float()
     torch.testing.assert_close(exact, linearize(prepared, x)[1].dense(), atol=1e-6, rtol=0)
 
 
@@ -266,7 +266,7 @@ def test_a_float32_root_is_right_to_rounding() -> None:
     block = ResidualBlock(branch, solver=cf.solvers.Newton())
     z = 3 * torch.randn(512, 8)
     x = block.solve_inverse(z).value.double()
-    gap = (z.double() - x - branch.prepare().double()(x)).norm(dim=-1)
+    gap = (z.double() - x - branch.prepare().in_dtype(torch.float64)(x)).norm(dim=-1)
     rounding = torch.finfo(torch.float32).eps * x.norm(dim=-1)
     assert (gap / rounding).max().item() < 0.6
 

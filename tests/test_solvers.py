@@ -6,6 +6,7 @@ diagonal) or unrolled iterations in float64.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -18,10 +19,29 @@ from contraflow.evaluation import certify
 from contraflow.jacobian import Jacobian, linearize
 from contraflow.lipschitz import Branch, MLPBranch
 from contraflow.logdet import Exact
-from contraflow.solvers import Newton, Picard, Solution, Solver, default_atol, solve
+from contraflow.solvers import (
+    Anderson,
+    Auto,
+    Broyden,
+    InexactNewton,
+    Newton,
+    Picard,
+    Solution,
+    Solver,
+    default_atol,
+    solve,
+)
 from contraflow.transforms import ResidualBlock
 
-SOLVERS: dict[str, Callable[..., Solver]] = {"picard": Picard, "newton": Newton}
+SOLVERS: dict[str, Callable[..., Solver]] = {
+    "picard": Picard,
+    "anderson": Anderson,
+    "broyden": Broyden,
+    "newton": Newton,
+    "inexact newton": InexactNewton,
+    "neumann": functools.partial(InexactNewton, memory=0),
+    "auto": Auto,
+}
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -73,6 +93,9 @@ class CountingMap:
         self.counter["rows"] += len(x)
         self.counter["calls"] += 1
         return self.z - self.g(x)
+
+    def to(self, dtype: torch.dtype) -> None:
+        return None
 
     def rows(self, index: Tensor) -> CountingMap:
         return CountingMap(self.g, self.slope, self.z[index], self.counter)
@@ -144,9 +167,11 @@ def test_error_bound_holds_when_stopped_early(name: str):
     z = root + 0.9 * root.sin()
     for max_steps in (1, 2, 3, 5, 9):
         solution = solve(sine_map(0.9, z), z, SOLVERS[name](max_steps=max_steps), lipschitz=0.9)
-        assert (solution.steps <= max_steps).all()
+        # A step is one evaluation; more where a line search or the guard turn it down.
+        assert (solution.steps <= 1 + 5 * max_steps).all()
         assert (row_norm(solution.value - root) <= solution.error_bound).all()
-        assert (solution.converged == (solution.error_bound <= 1e-12)).all()
+        assert (solution.error_bound[solution.converged] <= 1e-11).all()
+        assert (solution.error_bound[~solution.converged] > 1e-13).all()
 
 
 def test_tolerance_tightens_the_answer():
@@ -302,15 +327,15 @@ def test_a_lying_branch_is_found_out():
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_max_steps_ends_in_an_error(name: str):
-    block = ResidualBlock(
-        MLPBranch(2, (8,), lipschitz=0.99), solver=SOLVERS[name](max_steps=1)
-    ).double()
+    branch = MLPBranch(2, (8,), lipschitz=0.99)
+    for parameter in branch.parameters():
+        parameter.data.mul_(10)
+    block = ResidualBlock(branch, solver=SOLVERS[name](max_steps=1)).double()
     solution = block.solve_inverse(normal(3, 2))
     assert not solution.converged.any()
-    assert (solution.steps == 1).all()
-    with pytest.raises(ConvergenceError, match="max_steps") as caught:
+    assert (solution.steps <= 3).all()
+    with pytest.raises(ConvergenceError, match="max_steps"):
         block.inverse(normal(3, 2))
-    assert caught.value.solution.steps.tolist() == [1, 1, 1]
 
 
 def test_many_failures_are_not_all_listed():
@@ -377,9 +402,24 @@ def test_banach_limit_is_enough_and_finite():
     assert solution.converged.all()
     limit = math.log(4 * 0.9 / (0.1 * 1e-9)) / -math.log(0.9)
     assert abs(int(solution.steps[0]) - limit) < 3
-    stuck = solve(lambda x: -x, z, Picard(atol=1e-9), lipschitz=0.9)
-    assert not stuck.converged.any()
-    assert limit < int(stuck.steps[0]) < limit + 30
+
+
+def test_two_points_too_far_apart_give_a_map_away():
+    """Declared .9, true 1 and 1.1: found out within a step, before any limit.
+
+    Mutants: no comparison (thousands of steps, or a root of a map whose bound is wrong taken
+    for proved); a comparison that rounding near the root sets off.
+    """
+    z = torch.full((3, 1), 4.0, dtype=torch.float64)
+    ratios = torch.tensor([[1.0], [0.9], [1.1]], dtype=torch.float64)
+    for solver in (Picard(), Anderson(), Broyden()):
+        solution = solve(lambda x: z - ratios * x, z, solver, lipschitz=0.9)
+        assert solution.contradicted.tolist() == [True, False, True]
+        assert solution.converged.tolist() == [False, True, False]
+        assert (solution.steps[[0, 2]] <= 3).all()
+        assert solution.error_bound[0] == math.inf
+        with pytest.raises(ConvergenceError, match=r"rows 0, 2.*no contraction"):
+            solution.check("test")
 
 
 @pytest.mark.parametrize("sigma", [1.0, 10.0, 30.0])
@@ -403,13 +443,16 @@ def test_float32_blocks_far_out(name: str, features: int, sigma: float):
         prepared = block.branch.prepare()
     exact = ResidualBlock(block.branch, solver=Newton()).double()
     # prepare() in float32 and in float64 differ by rounding: the float64 branch must have the
-    # weights that float32 used.
+    # weights that float32 used, below a bound that leaves them as they are.
     for layer, map_ in zip(exact.branch.layers, prepared.maps, strict=True):  # pyright: ignore
         layer.weight.data.copy_(map_.weight)
+    exact.branch.lipschitz = 0.995
     reference = exact.solve_inverse(z.double()).check("float64")
     error = row_norm(solution.value.double() - reference.value)
     assert (error <= solution.error_bound.double() + reference.error_bound).all()
-    assert error.max() <= 1e-4 * sigma
+    ulp = torch.finfo(torch.float32).eps * row_norm(reference.value)
+    assert (error <= ulp).all()  # as near as float32 comes
+    assert (solution.error_bound.double() <= 10 * error.clamp_min(ulp / 10)).all()
 
 
 # --- gradients ----------------------------------------------------------------------------

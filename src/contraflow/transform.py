@@ -251,13 +251,7 @@ class Sequential(Transform):
         for part in reversed(self.transforms):
             step = part.solve_inverse(solution.value, context)
             carried = solution.then(step.value, self._stretch(part, solution.error_bound))
-            solution = Solution(
-                step.value,
-                carried.error_bound + step.error_bound,
-                torch.maximum(solution.residual, step.residual),
-                solution.steps + step.steps,
-                solution.converged & step.converged,
-            )
+            solution = solution.join(step, carried.error_bound)
         return solution
 
     def invert(self, z: Tensor, context: Tensor | None = None) -> Tensor:

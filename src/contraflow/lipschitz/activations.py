@@ -87,7 +87,7 @@ class LipSwish(Activation):
 
     def value_and_slope(self, x: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
         """Return value and slope, the shape of ``x``."""
-        angle = nn.functional.softplus(self.beta) * x
+        angle = nn.functional.softplus(self.beta.to(x.dtype)) * x
         gate = torch.sigmoid(angle)
         value = x * gate
         return value / _SWISH_SLOPE, gate * (1 + angle * (1 - gate)) / _SWISH_SLOPE

@@ -2,8 +2,7 @@
 
 ``branch.prepare(context)`` returns a ``PreparedBranch``: normalised weights, the projected
 context and the bound L. A branch of your own needs ``lipschitz``, ``event_shape`` and
-``prepare``; what it prepares needs ``__call__``, ``rows``, ``lipschitz`` and
-``certified_bound``.
+``prepare``; what it prepares needs what ``PreparedBranch`` lists.
 """
 
 from __future__ import annotations
@@ -33,6 +32,14 @@ class PreparedBranch(Protocol):
 
     def rows(self, index: Tensor) -> PreparedBranch:
         """Return the branch for the batch rows in ``index``: ``[R]``."""
+        ...
+
+    def tensors(self) -> Sequence[Tensor]:
+        """Return every tensor that g(x) depends on besides x: gradients of roots go there."""
+        ...
+
+    def in_dtype(self, dtype: torch.dtype) -> PreparedBranch | None:
+        """Return the very same g computed in ``dtype``; None where that cannot be had."""
         ...
 
     def certified_bound(self) -> float:
@@ -93,12 +100,18 @@ class PreparedChain:
             self.maps, self.activations, shifts, self.channel_dim, True, self.lipschitz
         )
 
-    def double(self) -> PreparedChain:
-        """Return the very same numbers in float64, so that g can be evaluated without rounding."""
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return every tensor that g(x) depends on besides x."""
+        weights = [map_.weight for map_ in self.maps]
+        learned = [p for act in self.activations for p in act.parameters()]
+        return (*weights, *self.shifts, *learned)
+
+    def in_dtype(self, dtype: torch.dtype) -> PreparedChain:
+        """Return the very same numbers in another dtype: in float64, g without rounding."""
         return PreparedChain(
-            [map_.double() for map_ in self.maps],
+            [map_.in_dtype(dtype) for map_ in self.maps],
             self.activations,
-            [shift.double() for shift in self.shifts],
+            [shift.to(dtype) for shift in self.shifts],
             self.channel_dim,
             self.batched,
             self.lipschitz,

@@ -45,8 +45,8 @@ class PreparedMap(Protocol):
         """Return a proved bound of the linear part's norm (float64)."""
         ...
 
-    def double(self) -> PreparedMap:
-        """Return the same numbers in float64."""
+    def in_dtype(self, dtype: torch.dtype) -> PreparedMap:
+        """Return the same numbers in another dtype."""
         ...
 
 
@@ -73,9 +73,9 @@ class PreparedLinear:
         """Return a proved bound of the norm, float64."""
         return certified_norm(self.weight)
 
-    def double(self) -> PreparedLinear:
-        """Return the same numbers in float64."""
-        return PreparedLinear(self.weight.double(), self.bias.double())
+    def in_dtype(self, dtype: torch.dtype) -> PreparedLinear:
+        """Return the same numbers in another dtype."""
+        return PreparedLinear(self.weight.to(dtype), self.bias.to(dtype))
 
 
 class PreparedConv2d:
@@ -108,9 +108,9 @@ class PreparedConv2d:
         """Return a proved bound of the norm on images of ``size``, float64."""
         return certified_conv_norm(self.weight, self.size)
 
-    def double(self) -> PreparedConv2d:
-        """Return the same numbers in float64."""
-        return PreparedConv2d(self.weight.double(), self.bias.double(), self.size)
+    def in_dtype(self, dtype: torch.dtype) -> PreparedConv2d:
+        """Return the same numbers in another dtype."""
+        return PreparedConv2d(self.weight.to(dtype), self.bias.to(dtype), self.size)
 
 
 class LipschitzLinear(nn.Module):

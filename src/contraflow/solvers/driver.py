@@ -3,86 +3,41 @@
 A contraction ``f`` with bound L has one fixed point, and for ANY iterate, from any method,
 ``|x - x*| <= |f(x) - x| / (1 - L)`` (Banach). So the stopping rule is the same for all, a
 row stops when that proves its tolerance, and rows that have stopped leave the batch.
+
+Below float64 the rounding of f hides the last digits of a residual. Where the map can be had in
+float64 as well, the search goes on there once rounding is reached, and what is returned is the
+refined root, rounded once.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from contraflow.errors import ConfigurationError, NotContractiveError
-from contraflow.jacobian import Jacobian
+from contraflow.errors import NotContractiveError
+from contraflow.solvers._rows import Rows, row_norm
+from contraflow.solvers.problem import Iterate, PlainMap, RowMap
 from contraflow.solvers.solution import Solution
+from contraflow.solvers.solver import Solver
 
 # Below _FLOOR_ULPS units in the last place of |x| + |x0| a residual is rounding; up to
 # _STALL_ULPS it is taken for rounding when it has not fallen for _STALL_STEPS steps.
 _FLOOR_ULPS = 1.0
 _STALL_ULPS = 1024.0
 _STALL_STEPS = 8
-
-
-class Iterate(NamedTuple):
-    """A batch of iterates and the map's values there, both ``[R, *E]``."""
-
-    x: Tensor
-    fx: Tensor
-
-
-@runtime_checkable
-class RowMap(Protocol):
-    """A map of a batch that can be restricted to rows, so that finished rows cost nothing."""
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return ``f(x)``, ``[R, *E]``."""
-        ...
-
-    def rows(self, index: Tensor) -> RowMap:
-        """Return the map for the rows in ``index``."""
-        ...
-
-    def linearize(self, x: Tensor) -> tuple[Tensor, Jacobian]:
-        """Return ``f(x)`` and the Jacobian J of ``f = z - g``'s branch g, or of ``-f``."""
-        ...
-
-
-@runtime_checkable
-class Solver(Protocol):
-    """One algorithm: a frozen dataclass with a tolerance and a step."""
-
-    @property
-    def atol(self) -> float | None:
-        """Return the largest accepted |x - x*|; None for the dtype's default."""
-        ...
-
-    @property
-    def max_steps(self) -> int | None:
-        """Return the most evaluations of f; None for Banach's limit."""
-        ...
-
-    def step(self, f: Callable[[Tensor], Tensor], state: Iterate) -> Tensor:
-        """Propose the next iterate ``[R, *E]``; the driver checks it."""
-        ...
-
-
-def check_limits(solver: Solver) -> None:
-    """Refuse a tolerance or a number of steps that cannot be met.
-
-    Raises:
-        ConfigurationError: ``atol`` is not above 0, or ``max_steps`` is below 1.
-    """
-    name = type(solver).__name__
-    if solver.atol is not None and not solver.atol > 0:
-        raise ConfigurationError(f"{name}: atol={solver.atol}; expected above 0.")
-    if solver.max_steps is not None and solver.max_steps < 1:
-        raise ConfigurationError(f"{name}: max_steps={solver.max_steps}; expected 1 or more.")
+# Where float64 goes on, a lower dtype is left at _HANDOVER_ULPS, or as soon as it stalls.
+_HANDOVER_ULPS = 2.0
+_HANDOVER_STEPS = 1
+# Rows leave once they are this share of the active ones: copying the others costs as well.
+_LEAVING = 1 / 8
 
 
 def default_atol(dtype: torch.dtype) -> float:
-    """Return the tolerance that ``atol=None`` stands for: 1e-6 in float32, 1e-13 in float64."""
+    """Return what ``atol=None`` stands for without refinement: 1e-13 in float64, else 1e-6."""
     return 1e-13 if dtype == torch.float64 else 1e-6
 
 
@@ -97,8 +52,9 @@ def solve(
     """Find ``x = f(x)`` for a batch of independent rows.
 
     Args:
-        f: a contraction of ``[B, *E]``; a ``RowMap`` also lets finished rows leave.
-        x0: start, ``[B, *E]``.
+        f: a contraction of ``[B, *E]``; a ``RowMap`` also lets finished rows leave, offers its
+            Jacobian, and is refined in float64.
+        x0: start, ``[B, *E]``; a good one saves evaluations.
         solver: the algorithm with its tolerance.
         lipschitz: bound L of f, below 1, in the l2 norm of a row.
         event_dim: number of dimensions of E.
@@ -121,109 +77,145 @@ def solve(
             f"lipschitz={lipschitz}; expected a bound below 1: otherwise neither a fixed point "
             "nor a bound of its error is guaranteed."
         )
+    size = math.prod(x0.shape[x0.ndim - event_dim :])
+    solver = solver.choose(size, lipschitz, len(x0))
+    problem = f if isinstance(f, RowMap) else PlainMap(f, x0)
     with torch.no_grad():
-        return _solve(f, x0, solver, lipschitz, event_dim)
+        return _solve(problem, x0, solver, lipschitz)
 
 
-def _solve(
-    f: Callable[[Tensor], Tensor], x0: Tensor, solver: Solver, lipschitz: float, event_dim: int
-) -> Solution:
-    batch, device = x0.shape[0], x0.device
-    atol = default_atol(x0.dtype) if solver.atol is None else solver.atol
-    value = x0.clone()
-    residual = torch.full((batch,), math.inf, dtype=x0.dtype, device=device)
-    floor = torch.zeros(batch, dtype=x0.dtype, device=device)
-    steps = torch.zeros(batch, dtype=torch.long, device=device)
-    converged = torch.zeros(batch, dtype=torch.bool, device=device)
-
-    active = torch.arange(batch, device=device)
-    x, active_f = x0, f
-    fx = f(x) if batch else x
-    last = _row_norm(fx - x, event_dim)
-    start = _row_norm(x0, event_dim)
-    limit = _step_limit(last, lipschitz, atol) if solver.max_steps is None else solver.max_steps
-    best, stalled = last, torch.zeros_like(steps)
-    count = 1
-    while True:
-        # A row is done when its residual proves atol, or when rounding is all that is left:
-        # in exact arithmetic no contraction's residual could stall.
-        ulps = torch.finfo(x.dtype).eps * (_row_norm(x, event_dim) + start)
-        stuck = stalled >= _STALL_STEPS
-        if solver.max_steps is None and count >= limit:  # Banach's steps are all taken
-            stuck = torch.ones_like(stuck)
-        rounded = (last <= _FLOOR_ULPS * ulps) | ((last <= _STALL_ULPS * ulps) & stuck)
-        done = (last <= (1 - lipschitz) * atol) | rounded
-        value[active], residual[active], steps[active] = x, last, count
-        floor[active], converged[active] = _FLOOR_ULPS * ulps, done
-        going = ~done & last.isfinite()
-        if count >= limit or not bool(going.any()):
-            break
-        if not bool(going.all()):
-            keep = going.nonzero().reshape(-1)
-            active, x, fx, last = active[keep], x[keep], fx[keep], last[keep]
-            start, best, stalled = start[keep], best[keep], stalled[keep]
-            if isinstance(active_f, RowMap):
-                active_f = active_f.rows(keep)
-            else:
-                active_f = _RestrictedMap(f, value, active)
-        x, fx, last = _guarded_step(active_f, solver, x, fx, last, lipschitz, event_dim)
-        stalled = torch.where(last < best, 0, stalled + 1)
-        best = torch.minimum(best, last)
-        count += 1
-    bound = (residual + floor) / (1 - lipschitz)
-    return Solution(value, bound, residual, steps, converged)
+def _solve(f: RowMap, x0: Tensor, solver: Solver, lipschitz: float) -> Solution:
+    refined = None if x0.dtype == torch.float64 else f.to(torch.float64)
+    if refined is None:
+        atol = default_atol(x0.dtype) if solver.atol is None else solver.atol
+        search = _Search(f, x0, row_norm(x0), solver, lipschitz)
+        search.run(atol)
+        return search.solution(x0.dtype)
+    # Half precision is no place to search in: its steps are as coarse as its numbers.
+    coarse = f if x0.dtype == torch.float32 else f.to(torch.float32)
+    assert coarse is not None
+    scale = row_norm(x0.double())
+    first = _Search(coarse, x0.float(), scale.float(), solver, lipschitz)
+    first.run(solver.atol or 0.0, handover=True)
+    second = _Search(refined, first.x.double(), scale, solver, lipschitz)
+    second.resume(first)
+    second.run(solver.atol or 0.0, relative=torch.finfo(x0.dtype).eps / 4)
+    return second.solution(x0.dtype)
 
 
-def _guarded_step(
-    f: Callable[[Tensor], Tensor],
-    solver: Solver,
-    x: Tensor,
-    fx: Tensor,
-    last: Tensor,
-    lipschitz: float,
-    event_dim: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Take the solver's step where it beats Picard's guarantee, Picard's step elsewhere.
+class _Search:
+    """All rows of a solve in one dtype: where they stand, and what became of them."""
 
-    A proposal counts only if its residual is at most L times the last one, which Picard's
-    always is: so Banach's limit on the number of steps holds for every method.
-    """
-    proposal = solver.step(f, Iterate(x, fx))
-    if proposal is fx:  # Picard's own step
-        image = f(fx)
-        return fx, image, _row_norm(image - fx, event_dim)
-    image = f(proposal)
-    norm = _row_norm(image - proposal, event_dim)
-    refused = ~(norm <= lipschitz * last)
-    if bool(refused.any()):
-        keep = refused.reshape(-1, *(1,) * event_dim)
-        proposal = torch.where(keep, fx, proposal)
-        image = f(proposal)
-        norm = _row_norm(image - proposal, event_dim)
-    return proposal, image, norm
+    def __init__(
+        self, f: RowMap, x0: Tensor, scale: Tensor, solver: Solver, lipschitz: float
+    ) -> None:
+        self.f, self.solver, self.lipschitz = f, solver, lipschitz
+        self.x = x0.clone()
+        self.scale = scale  # |x0|, which with |x| sets what rounding can do
+        self.residual = torch.full_like(scale, math.inf)
+        self.steps = torch.zeros(len(x0), dtype=torch.long, device=x0.device)
+        self.products = torch.zeros_like(self.steps)
+        self.converged = torch.zeros_like(self.steps, dtype=torch.bool)
+        self.contradicted = torch.zeros_like(self.converged)
+        self.memory: tuple[Tensor, ...] = ()
+
+    def run(self, atol: float, *, relative: float = 0.0, handover: bool = False) -> None:
+        """Step until every row is done, or shows that it never will be.
+
+        Args:
+            atol: accepted error, absolute.
+            relative: accepted error, in units of |x|, where that is larger.
+            handover: whether another search goes on from where rounding is reached.
+        """
+        if len(self.x) == 0:
+            return
+        floor = _HANDOVER_ULPS if handover else _FLOOR_ULPS
+        stall = _HANDOVER_STEPS if handover else _STALL_STEPS
+        linearize = self.solver.linearizes
+        rows = Rows.begin(self.f, self.x, self.scale, self.memory, linearize=linearize)
+        limit = None
+        for step in itertools.count():
+            # A row is done when its residual proves atol, or when rounding is all that is left:
+            # in exact arithmetic no contraction's residual could stall.
+            ulps = rows.ulps()
+            target = (1 - self.lipschitz) * (rows.size * relative).clamp_min(atol)
+            if limit is None:
+                least = torch.maximum(target, floor * ulps)
+                limit = self.solver.max_steps or _step_limit(rows.residual, least, self.lipschitz)
+            stuck = rows.stalled >= stall
+            if self.solver.max_steps is None and step >= limit:  # Banach's steps are all taken
+                stuck = torch.ones_like(stuck)
+            met = (rows.residual <= target) | (rows.residual <= floor * ulps)
+            met |= (rows.residual <= _STALL_ULPS * ulps) & stuck
+            failed = rows.broken | rows.contradicted
+            last = step >= limit
+            leaving = (met | failed | last) & ~rows.finished
+            if bool(leaving.any()):
+                self._record(rows, leaving, met & ~failed, keep_memory=handover)
+                rows.finished = rows.finished | leaving
+                going = ~rows.finished
+                left = int(going.sum())
+                if left == 0:
+                    return
+                if left <= (1 - _LEAVING) * len(going):
+                    keep = going.nonzero().reshape(-1)
+                    rows, target = rows.keep(keep), target[keep]
+            iterate = Iterate(
+                rows.x, rows.fx, target, step, rows.previous, rows.jacobian, rows.memory
+            )
+            proposal = self.solver.step(rows.f, iterate)
+            rows.advance(proposal, self.lipschitz, suspicious=not handover)
+
+    def resume(self, earlier: _Search) -> None:
+        """Take over what an earlier search has spent and learned."""
+        self.steps += earlier.steps
+        self.products += earlier.products
+        self.memory = earlier.memory
+
+    def _record(self, rows: Rows, leaving: Tensor, met: Tensor, *, keep_memory: bool) -> None:
+        """Write down where the leaving rows stand."""
+        keep = leaving.nonzero().reshape(-1)
+        index = rows.index[keep]
+        self.x[index] = rows.x[keep]
+        self.residual[index] = rows.residual.masked_fill(rows.broken, math.inf)[keep]
+        self.converged[index] = met[keep]
+        self.contradicted[index] = rows.contradicted[keep]
+        self.steps[index] += rows.steps[keep]
+        self.products[index] += rows.products[keep]
+        if not keep_memory:
+            return
+        if not self.memory:
+            shapes = [(len(self.x), *kept.shape[1:]) for kept in rows.memory]
+            self.memory = tuple(
+                kept.new_zeros(shape) for kept, shape in zip(rows.memory, shapes, strict=True)
+            )
+        for whole, kept in zip(self.memory, rows.memory, strict=False):
+            whole[index] = kept[keep]
+
+    def solution(self, dtype: torch.dtype) -> Solution:
+        """Return the answer, rounded to ``dtype``; the bound knows of the rounding."""
+        value = self.x.to(dtype)
+        floor = _FLOOR_ULPS * torch.finfo(self.x.dtype).eps * (row_norm(self.x) + self.scale)
+        bound = (self.residual + floor) / (1 - self.lipschitz)
+        bound = bound + row_norm(value.to(self.x.dtype) - self.x)
+        bound = bound.masked_fill(self.contradicted, math.inf)
+        if dtype != self.x.dtype:  # a bound may be rounded, but never down
+            bound = bound.to(dtype) * (1 + torch.finfo(dtype).eps)
+        return Solution(
+            value,
+            bound,
+            self.residual.to(dtype),
+            self.steps,
+            self.converged,
+            self.products,
+            self.contradicted,
+        )
 
 
-class _RestrictedMap:
-    """A plain function of the whole batch, seen on some of its rows."""
-
-    def __init__(self, f: Callable[[Tensor], Tensor], value: Tensor, active: Tensor) -> None:
-        self.f, self.value, self.active = f, value, active
-
-    def __call__(self, x: Tensor) -> Tensor:
-        whole = self.value.clone()
-        whole[self.active] = x
-        return self.f(whole)[self.active]
-
-
-def _row_norm(x: Tensor, event_dim: int) -> Tensor:
-    return x.flatten(-event_dim).norm(dim=-1) if event_dim else x.abs()
-
-
-def _step_limit(first: Tensor, lipschitz: float, atol: float) -> int:
-    """Return Banach's limit: a contraction cannot need more steps from this first residual."""
-    finite = first[first.isfinite()]
-    top = float(finite.max()) if len(finite) else 0.0
-    target = (1 - lipschitz) * atol
-    if top <= target or lipschitz == 0:
+def _step_limit(first: Tensor, last: Tensor, lipschitz: float) -> int:
+    """Return Banach's limit: a contraction needs no more steps from ``first`` to ``last``."""
+    ratio = (first / last.clamp_min(torch.finfo(last.dtype).tiny)).nan_to_num(1.0, 1.0, 1.0)
+    top = float(ratio.max())
+    if top <= 1 or lipschitz == 0:
         return _STALL_STEPS + 2
-    return _STALL_STEPS + 2 + math.ceil(math.log(top / target) / -math.log(lipschitz))
+    return _STALL_STEPS + 2 + math.ceil(math.log(top) / -math.log(lipschitz))

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from torch import Tensor
 
-from contraflow.errors import ConfigurationError
 from contraflow.registry import register
-from contraflow.solvers.driver import Iterate, RowMap, check_limits
+from contraflow.solvers.problem import Iterate, Proposal, RowMap
+from contraflow.solvers.solver import Solver
 
 
 @register
 @dataclass(frozen=True)
-class Newton:
+class Newton(Solver):
     """Solve ``x + g(x) = z`` with ``x <- x - (I + J)^{-1} (x + g(x) - z)``.
 
-    I + J is invertible wherever g contracts. Convergence is quadratic; a step that does not
-    beat Picard's guarantee is replaced by Picard's.
+    I + J is invertible wherever g contracts. Convergence is quadratic, at the price of D
+    products with J and a D x D system a row and step.
 
     Args:
-        atol: largest accepted |x - x*| per row, l2 norm; None as in ``Picard``.
-        max_steps: iterations; None for Banach's bound.
+        atol, max_steps: as in ``Solver``.
 
     Raises:
         ConfigurationError: the map offers no ``linearize``.
@@ -32,21 +30,14 @@ class Newton:
         Ortega & Rheinboldt 1970, Iterative Solution of Nonlinear Equations, chapter 7.
     """
 
-    atol: float | None = None
-    max_steps: int | None = None
+    linearizes: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        check_limits(self)
-
-    def step(self, f: Callable[[Tensor], Tensor], state: Iterate) -> Tensor:
-        """Return the Newton iterate ``[R, *E]``."""
-        if not isinstance(f, RowMap):
-            raise ConfigurationError(
-                "Newton needs a map with linearize(x), such as a residual block's; use Picard()."
-            )
-        _, jacobian = f.linearize(state.x)
-        matrix = jacobian.dense()
-        identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-        gap = (state.fx - state.x).reshape(len(matrix), -1, 1)  # [R, D, 1]
+    def step(self, f: RowMap, iterate: Iterate) -> Proposal:
+        """Propose the Newton iterate ``[R, *E]``."""
+        assert iterate.jacobian is not None
+        matrix = iterate.jacobian.dense()  # [R, D, D]
+        size = matrix.shape[-1]
+        identity = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
+        gap = (iterate.fx - iterate.x).reshape(len(matrix), size, 1)
         step = torch.linalg.solve_ex(identity + matrix, gap).result
-        return state.x + step.reshape(state.x.shape)
+        return Proposal(iterate.x + step.reshape(iterate.x.shape), products=size)

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from contraflow.registry import register
-from contraflow.solvers.driver import Iterate, check_limits
+from contraflow.solvers.problem import Iterate, Proposal, RowMap
+from contraflow.solvers.solver import Solver
 
 
 @register
 @dataclass(frozen=True)
-class Picard:
+class Picard(Solver):
     """Find ``x = f(x)`` by repeated substitution; the error falls by L a step.
 
     Args:
-        atol: largest accepted |x - x*| per row, l2 norm, in the units of x; None for 1e-6 in
-            float32 and 1e-13 in float64. Below what rounding allows, the rounding floor
-            takes its place and ``error_bound`` says so.
-        max_steps: evaluations of f; None for Banach's bound, which a contraction cannot
-            exceed.
+        atol, max_steps: as in ``Solver``.
 
     Example:
         >>> from contraflow.solvers import solve
@@ -34,12 +28,6 @@ class Picard:
         Behrmann et al. 2019, arXiv:1811.00995, Algorithm 1.
     """
 
-    atol: float | None = None
-    max_steps: int | None = None
-
-    def __post_init__(self) -> None:
-        check_limits(self)
-
-    def step(self, f: Callable[[Tensor], Tensor], state: Iterate) -> Tensor:
-        """Return ``f(x)``."""
-        return state.fx
+    def step(self, f: RowMap, iterate: Iterate) -> Proposal:
+        """Propose ``f(x)``."""
+        return Proposal(iterate.fx)

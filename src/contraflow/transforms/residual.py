@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from contraflow.kinds import Likelihood
 from contraflow.lipschitz import Branch, PreparedBranch
 from contraflow.logdet import Exact, LogDet, NestedRoulette, Roulette
 from contraflow.registry import register
-from contraflow.solvers import Iterate, Newton, Picard, Solution, Solver, attach_root, solve
+from contraflow.solvers import Auto, Solution, Solver, attach_root, solve
 from contraflow.transform import BlockCertificate, Transform
 
 
@@ -30,11 +29,6 @@ def default_eval_log_det(size: int) -> LogDet:
     return Exact() if size <= 128 else Roulette(exact_terms=10)
 
 
-def default_solver(size: int) -> Solver:
-    """Return the root solver for D = ``size``: Newton while its D^3 stays cheap."""
-    return Newton() if size <= 128 else Picard()
-
-
 @register
 class ResidualBlock(Transform):
     """Map ``x`` to ``z = x + g(x)``, invertible because ``g`` contracts.
@@ -44,7 +38,7 @@ class ResidualBlock(Transform):
             must be below 1.
         log_det: strategy for ln det(I + J) in training; None for ``default_log_det(D)``.
         eval_log_det: strategy in ``eval()`` mode; None for ``default_eval_log_det(D)``.
-        solver: root solver for ``inverse``; None for ``default_solver(D)``.
+        solver: root solver for ``inverse``; None for ``Auto()``.
 
     Returns:
         From either direction, a point ``[*B, *E]`` and ``ladj`` ``[*B]`` in nats.
@@ -86,7 +80,7 @@ class ResidualBlock(Transform):
         self.branch = branch
         self.log_det = log_det or default_log_det(size)
         self.eval_log_det = eval_log_det or default_eval_log_det(size)
-        self.solver = solver or default_solver(size)
+        self.solver = solver or Auto()
 
     @property
     def event_dim(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -115,17 +109,17 @@ class ResidualBlock(Transform):
     ) -> tuple[Tensor, Tensor]:
         """Return the root of ``x + g(x) = z`` and ``-ln det(I + J)`` there.
 
-        Differentiable once, by the implicit function theorem.
+        Differentiable to every order, by the implicit function theorem; nothing of the solve
+        is kept for the gradient.
         """
         target, batch, context = self._flatten(z, context)
         if noise is None:
             noise = self.draw(target.shape, target)
         branch = self.branch.prepare(context)
-        flat = self._solve(branch, target).check(type(self).__name__).value
-        if torch.is_grad_enabled():
-            value, fixed = linearize(branch, flat, self.event_dim)
-            gap = target - flat - value
-            flat = attach_root(flat, gap, fixed, lipschitz=self.branch.lipschitz)
+        problem = _FixedPoint(branch, target, self.event_dim)
+        flat = self._solve(problem).check(type(self).__name__).value
+        bound = self.branch.lipschitz
+        flat = attach_root(problem, flat, lipschitz=bound, event_dim=self.event_dim)
         _, jacobian = linearize(branch, flat, self.event_dim)
         ladj = self.active_log_det(jacobian, noise, lipschitz=self.branch.lipschitz)
         return flat.reshape(z.shape), -ladj.reshape(batch)
@@ -134,41 +128,17 @@ class ResidualBlock(Transform):
     def solve_inverse(self, z: Tensor, context: Tensor | None = None) -> Solution:
         """Return the root with its residual and proved error bound per row, no gradient."""
         flat, batch, context = self._flatten(z, context)
-        return self._solve(self.branch.prepare(context), flat).reshape(batch)
+        problem = _FixedPoint(self.branch.prepare(context), flat, self.event_dim)
+        return self._solve(problem).reshape(batch)
 
-    @torch.no_grad()
-    def _solve(self, branch: PreparedBranch, z: Tensor) -> Solution:
-        solution = solve(
-            _FixedPoint(branch, z, self.event_dim),
-            z,
+    def _solve(self, problem: _FixedPoint) -> Solution:
+        return solve(
+            problem,
+            problem.z.detach(),
             self.solver,
             lipschitz=self.branch.lipschitz,
             event_dim=self.event_dim,
         )
-        double = getattr(branch, "double", None)
-        if z.dtype == torch.float64 or double is None or len(z) == 0:
-            return solution
-        return self._polish(solution, _FixedPoint(double(), z.double(), self.event_dim))
-
-    def _polish(self, solution: Solution, problem: _FixedPoint) -> Solution:
-        """Take one more step in float64, where the residual is not made of rounding.
-
-        The bound of the error is that residual's; a row whose residual does not fall keeps
-        its value.
-        """
-
-        def residual(x: Tensor) -> tuple[Tensor, Tensor]:
-            image = problem(x.double())
-            return image, (image - x).flatten(1).norm(dim=1)
-
-        x = solution.value
-        image, before = residual(x)
-        step = self.solver.step(problem, Iterate(x.double(), image)).to(x.dtype)
-        after = residual(step)[1]
-        better = after < before
-        value = torch.where(better.reshape(-1, *(1,) * self.event_dim), step, x)
-        bound = torch.where(better, after, before) / (1 - self.branch.lipschitz)
-        return replace(solution, value=value, error_bound=bound.to(x.dtype))
 
     def _flatten(
         self, x: Tensor, context: Tensor | None
@@ -253,3 +223,10 @@ class _FixedPoint:
     def linearize(self, x: Tensor) -> tuple[Tensor, Jacobian]:
         value, jacobian = linearize(self.branch, x, self.event_dim)
         return self.z - value, jacobian
+
+    def to(self, dtype: torch.dtype) -> _FixedPoint | None:
+        branch = self.branch.in_dtype(dtype)
+        return None if branch is None else _FixedPoint(branch, self.z.to(dtype), self.event_dim)
+
+    def tensors(self) -> Sequence[Tensor]:
+        return (self.z, *self.branch.tensors())
