@@ -17,7 +17,7 @@ from torch import Tensor
 from contraflow.errors import ConfigurationError, ConvergenceError, NotContractiveError
 from contraflow.evaluation import certify
 from contraflow.jacobian import Jacobian, linearize
-from contraflow.lipschitz import Branch, MLPBranch
+from contraflow.lipschitz import Branch, LipschitzLinear, MLPBranch
 from contraflow.logdet import Exact
 from contraflow.solvers import (
     Anderson,
@@ -533,3 +533,145 @@ def test_an_adjoint_that_cannot_converge_raises(bad: float):
     weights[2] = bad
     with pytest.raises(ConvergenceError, match=r"adjoint.*1 of 4 rows.*\(rows 2\)"):
         torch.autograd.grad(x, z, weights)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_second_derivatives_through_the_inverse(name: str):
+    """gradcheck and gradgradcheck of x and ladj in z, context and every weight.
+
+    Mutants: an adjoint whose solution is a constant in the second pass; a root that forgets
+    there that it moves with the weights.
+    """
+    torch.manual_seed(1)
+    branch = MLPBranch(2, (3,), "tanh", lipschitz=0.9, context=1).double()
+    for layer in branch.layers:  # just below the norm at which it would be divided by its bound
+        assert isinstance(layer, LipschitzLinear)
+        layer.weight.data *= 0.94 / torch.linalg.matrix_norm(layer.weight.data, 2)
+    block = ResidualBlock(branch, Exact(), Exact(), SOLVERS[name](atol=1e-14))
+    names = [n for n, _ in branch.named_parameters()]
+
+    def inverse(z: Tensor, context: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
+        replaced = {f"block.branch.{n}": w for n, w in zip(names, weights, strict=True)}
+        return torch.func.functional_call(_Inverse(block), replaced, (z, context))
+
+    z, context = normal(2, 2), normal(2, 1, seed=1)
+    leaves = [t.detach().clone().requires_grad_() for t in (z, context, *branch.parameters())]
+    assert torch.autograd.gradcheck(inverse, leaves, atol=1e-6, fast_mode=True)
+    assert torch.autograd.gradgradcheck(inverse, leaves, atol=1e-6, fast_mode=True)
+
+
+def test_third_derivatives_are_refused():
+    """They would be wrong. Mutant: no check."""
+    block = ResidualBlock(MLPBranch(2, (3,), "tanh", lipschitz=0.9)).double()
+    z = normal(2, 2).requires_grad_()
+    (first,) = torch.autograd.grad(block.inverse(z)[0].sum(), z, create_graph=True)
+    with pytest.raises(ConfigurationError, match="third derivatives"):
+        torch.autograd.grad(first.square().sum(), z, create_graph=True)
+
+
+class _Inverse(torch.nn.Module):
+    def __init__(self, block: ResidualBlock) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        return self.block.inverse(z, context)
+
+
+def saved_numbers(function: Callable[[], Tensor]) -> int:
+    """Count what autograd keeps for the backward pass of a result."""
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = function()
+    assert result.requires_grad
+    return sum(tensor.numel() for tensor in kept.values())
+
+
+def test_the_inverse_keeps_nothing_of_the_solve():
+    """4 evaluations and 20 leave the same behind.
+
+    Mutant: a backward through the iterations.
+    """
+    branch = MLPBranch(8, (32,), lipschitz=0.95).double()
+    for parameter in branch.parameters():
+        parameter.data.mul_(10)
+    z = normal(64, 8)
+
+    def root(atol: float) -> tuple[Tensor, int]:
+        block = ResidualBlock(branch, solver=Picard(atol=atol))
+        solution = block.solve_inverse(z)
+        return block.inverse(z)[0], int(solution.steps.max())
+
+    few, many = root(1.0)[1], root(1e-12)[1]
+    assert many >= 5 * few
+    assert saved_numbers(lambda: root(1.0)[0]) == saved_numbers(lambda: root(1e-12)[0])
+
+
+# --- hostile ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("call", [2, 3, 5])
+def test_nan_in_the_middle_of_a_solve(name: str, call: int):
+    """Row 1 turns to NaN at some call; the others do not notice.
+
+    Mutants: NaN as a value, a bound for a row that met NaN, neighbours that fail as well.
+    """
+    z = 3 * normal(4, 2)
+    calls = {"count": 0}
+    keep = torch.ones(4, 1, dtype=torch.float64)
+    keep[1] = math.nan
+
+    def g(x: Tensor) -> Tensor:
+        calls["count"] += 1
+        return 0.9 * x.sin()
+
+    class Spoiled(CountingMap):
+        def __init__(self, z: Tensor, spoil: Tensor) -> None:
+            super().__init__(g, lambda x: 0.9 * x.cos(), z)
+            self.spoil = spoil
+
+        def __call__(self, x: Tensor) -> Tensor:
+            value = super().__call__(x)
+            return value * self.spoil if calls["count"] >= call else value
+
+        def rows(self, index: Tensor) -> Spoiled:
+            return Spoiled(self.z[index], self.spoil[index])
+
+    solution = solve(Spoiled(z, keep), z, SOLVERS[name](), lipschitz=0.9)
+    assert solution.converged.tolist() == [True, False, True, True]
+    assert solution.value.isfinite().all()  # the last good iterate
+    assert solution.error_bound[1] == math.inf
+    gap = z - 0.9 * solution.value.sin() - solution.value
+    assert (row_norm(gap)[[0, 2, 3]] < 1e-13).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", SOLVERS)
+def test_half_precision(name: str, dtype: torch.dtype):
+    """The root of the half-precision weights, rounded once: nothing else is lost.
+
+    Mutants: a search in steps of half precision, which never meets its tolerance; a tolerance
+    of 1e-6 that half precision cannot meet; a bound rounded down.
+    """
+    torch.manual_seed(0)
+    branch = MLPBranch(5, (16, 16), lipschitz=0.9)
+    for parameter in branch.parameters():
+        parameter.data.mul_(3)
+    block = ResidualBlock(branch, solver=SOLVERS[name]()).to(dtype)
+    z = normal(50, 5, dtype=dtype)
+    with torch.no_grad():
+        solution = block.solve_inverse(z).check("half")
+        exact = branch.prepare().in_dtype(torch.float64)
+    assert solution.value.dtype == dtype
+    assert exact.certified_bound() < 0.9
+    x = solution.value.double()
+    reference = solve(lambda x: z.double() - exact(x), x, Anderson(), lipschitz=0.9).check("")
+    error = row_norm(reference.value - x)
+    assert (error <= solution.error_bound.double()).all()
+    assert (error <= torch.finfo(dtype).eps * row_norm(x)).all()

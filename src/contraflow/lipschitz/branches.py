@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from contraflow._context import expected_context
@@ -32,10 +33,6 @@ class PreparedBranch(Protocol):
 
     def rows(self, index: Tensor) -> PreparedBranch:
         """Return the branch for the batch rows in ``index``: ``[R]``."""
-        ...
-
-    def tensors(self) -> Sequence[Tensor]:
-        """Return every tensor that g(x) depends on besides x: gradients of roots go there."""
         ...
 
     def in_dtype(self, dtype: torch.dtype) -> PreparedBranch | None:
@@ -99,12 +96,6 @@ class PreparedChain:
         return PreparedChain(
             self.maps, self.activations, shifts, self.channel_dim, True, self.lipschitz
         )
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        """Return every tensor that g(x) depends on besides x."""
-        weights = [map_.weight for map_ in self.maps]
-        learned = [p for act in self.activations for p in act.parameters()]
-        return (*weights, *self.shifts, *learned)
 
     def in_dtype(self, dtype: torch.dtype) -> PreparedChain:
         """Return the very same numbers in another dtype: in float64, g without rounding."""

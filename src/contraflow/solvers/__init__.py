@@ -4,7 +4,7 @@ from contraflow.solvers.anderson import Anderson
 from contraflow.solvers.auto import Auto
 from contraflow.solvers.broyden import Broyden
 from contraflow.solvers.driver import default_atol, solve
-from contraflow.solvers.implicit import Differentiable, attach_root
+from contraflow.solvers.implicit import attach_root
 from contraflow.solvers.inexact_newton import InexactNewton
 from contraflow.solvers.newton import Newton
 from contraflow.solvers.picard import Picard
@@ -16,7 +16,6 @@ __all__ = [
     "Anderson",
     "Auto",
     "Broyden",
-    "Differentiable",
     "InexactNewton",
     "Iterate",
     "Newton",

@@ -1,16 +1,15 @@
 """Gradients through a root, by the implicit function theorem.
 
-At a root of ``x = f(x; t)`` every change obeys ``(I - f_x) dx = f_t dt``. So a cotangent ``u`` of
-x becomes ``w = (I - f_x^T)^{-1} u``, and ``f_t^T w`` is the cotangent of t: one evaluation of f and
-the root of ``w = u + f_x^T w``, another contraction of the same bound, solved by the same driver.
-Nothing of the forward solve is kept, and because the adjoint is a root like any other, it is
-differentiated in the same way: derivatives of every order are exact.
+At a root of ``x = f(x; t)``, with J the Jacobian of ``-f``, every change obeys
+``(I + J) dx = f_t dt``. So the detached root plus a correction of value zero,
+``(I + J)^{-1} (f(x; t) - x)`` with I + J held constant, has the root's exact first derivatives
+in t, at the memory of one evaluation; the transposed system is one more contraction, solved by
+the same driver. A second such correction from there makes the second derivatives exact.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,110 +23,115 @@ from contraflow.solvers.problem import RowMap
 _ADJOINT_ULPS = 100.0  # tolerance of the adjoint, relative to the incoming gradient
 
 
-class Differentiable(RowMap, Protocol):
-    """A contraction that names the tensors it is computed from."""
-
-    def tensors(self) -> Sequence[Tensor]:
-        """Return every tensor that f(x) depends on besides x."""
-        ...
-
-
-def attach_root(f: Differentiable, root: Tensor, *, lipschitz: float, event_dim: int = 1) -> Tensor:
-    """Return ``root`` with the gradients of the implicit function, of every order.
+def attach_root(f: RowMap, root: Tensor, *, lipschitz: float) -> Tensor:
+    """Return ``root`` with the first and second derivatives of the implicit function.
 
     Args:
         f: the contraction whose root it is, with its graph.
         root: ``[B, *E]``, detached.
         lipschitz: bound L of f.
-        event_dim: number of dimensions of E.
 
     Raises:
         ConvergenceError: in backward, when the adjoint misses its tolerance.
-        ConfigurationError: in backward, when f depends on a tensor that it does not name.
+        ConfigurationError: in backward, when third derivatives are asked for.
 
     Reference:
         Bai et al. 2019, arXiv:1909.01377, Theorem 1.
     """
-    tensors = tuple(f.tensors())
-    if not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
+    if not torch.is_grad_enabled():
         return root
-    return _Root.apply(f, lipschitz, event_dim, root, *tensors)
+    value, jacobian = f.linearize(root)
+    if not value.requires_grad:
+        return root
+    once = root + _Later.apply(_Correction.apply(value - root, jacobian, lipschitz))
+    return once + _Correction.apply(f(once) - once, jacobian, lipschitz)
 
 
-class _Root(torch.autograd.Function):
-    """The identity of the root; backward solves the adjoint."""
+class _Later(torch.autograd.Function):
+    """The identity, for derivatives of which only those of second order count.
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        f: Differentiable,
-        lipschitz: float,
-        event_dim: int,
-        root: Tensor,
-        *tensors: Tensor,
-    ) -> Tensor:
-        ctx.f, ctx.lipschitz, ctx.event_dim = f, lipschitz, event_dim
-        ctx.wanted = [t.requires_grad for t in tensors]
-        x = root.clone()
-        ctx.save_for_backward(x)
-        return x
+    The second correction alone carries the whole first derivative: a first pass that will not
+    be differentiated stops here.
+    """
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        f: Differentiable = ctx.f
-        (x,), (grad,) = ctx.saved_tensors, grad_outputs
-        again = torch.is_grad_enabled()  # create_graph: x comes with its own graph
-        adjoint = _solve_adjoint(f, x, grad, ctx.lipschitz, ctx.event_dim)
-        tensors = [t for t, wanted in zip(f.tensors(), ctx.wanted, strict=True) if wanted]
-        with torch.enable_grad():
-            value = f(x if again else x.detach())
-        _check_complete(value, (x, *tensors) if again else tensors)
-        found = iter(
-            torch.autograd.grad(value, tensors, adjoint, create_graph=again, allow_unused=True)
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.differentiated = False
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor | None:
+        # The second pass runs without create_graph as well, but after one that had it.
+        ctx.differentiated |= torch.is_grad_enabled()
+        return grad_outputs[0] if ctx.differentiated else None
+
+
+class _Correction(torch.autograd.Function):
+    """Zero, with the derivative ``(I + J)^{-1}`` in the gap, J held constant."""
+
+    @staticmethod
+    def forward(ctx: Any, gap: Tensor, jacobian: Jacobian, lipschitz: float) -> Tensor:
+        ctx.jacobian, ctx.lipschitz = jacobian, lipschitz
+        ctx.set_materialize_grads(False)
+        return torch.zeros_like(gap)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, None, None]:
+        (grad,) = grad_outputs
+        if grad is None:
+            return None, None, None
+        return _LinearSolve.apply(grad, Transposed(ctx.jacobian), ctx.lipschitz), None, None
+
+
+class _LinearSolve(torch.autograd.Function):
+    """``b -> (I + J)^{-1} b``, linear in b, J held constant."""
+
+    @staticmethod
+    def forward(ctx: Any, right: Tensor, jacobian: Jacobian, lipschitz: float) -> Tensor:
+        ctx.jacobian, ctx.lipschitz = jacobian, lipschitz
+        # The system is linear: each row is solved at scale 1, so that its tolerance is relative
+        # to its own gradient whatever its neighbours' weights are.
+        tiny, eps = torch.finfo(right.dtype).tiny, torch.finfo(right.dtype).eps
+        scale = right.abs().amax(tuple(range(1, right.ndim)), keepdim=True).clamp_min(tiny)
+        unit = right / scale
+        solver = Auto(atol=_ADJOINT_ULPS * eps)
+        solution = solve(
+            _LinearMap(jacobian, unit),
+            unit,
+            solver,
+            lipschitz=lipschitz,
+            event_dim=jacobian.event_dim,
         )
-        return (None,) * 4 + tuple(next(found) if wanted else None for wanted in ctx.wanted)
+        return solution.check("adjoint of the inverse").value * scale
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        if torch.is_grad_enabled():
+            raise ConfigurationError(
+                "third derivatives through an inverse: a root is differentiable twice. Drop "
+                "create_graph=True from the second derivative."
+            )
+        grad = grad_outputs[0]
+        return _LinearSolve.apply(grad, Transposed(ctx.jacobian), ctx.lipschitz), None, None
 
 
-def _solve_adjoint(
-    f: Differentiable, x: Tensor, grad: Tensor, lipschitz: float, event_dim: int
-) -> Tensor:
-    """Return w with ``w = grad + f_x^T w``, with a graph where one is wanted."""
-    # The system is linear: each row is solved at scale 1, so that its tolerance is relative to
-    # its own gradient whatever its neighbours' weights are.
-    tiny, eps = torch.finfo(grad.dtype).tiny, torch.finfo(grad.dtype).eps
-    scale = grad.detach().abs().amax(tuple(range(1, grad.ndim)), keepdim=True).clamp_min(tiny)
-    adjoint = _Adjoint(f, x, grad / scale)
-    start = adjoint.right.detach()
-    solver = Auto(atol=_ADJOINT_ULPS * eps)
-    solution = solve(adjoint, start, solver, lipschitz=lipschitz, event_dim=event_dim)
-    root = solution.check("adjoint of the inverse").value
-    return attach_root(adjoint, root, lipschitz=lipschitz, event_dim=event_dim) * scale
+class _LinearMap:
+    """The contraction ``y -> b - J y``."""
 
+    def __init__(self, jacobian: Jacobian, right: Tensor) -> None:
+        self.jacobian, self.right = jacobian, right
 
-class _Adjoint:
-    """The contraction ``w -> u + f_x^T w`` at a point x."""
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.right - self.jacobian.mv(x)
 
-    def __init__(
-        self, f: Differentiable, x: Tensor, right: Tensor, jacobian: Jacobian | None = None
-    ) -> None:
-        self.f, self.x, self.right = f, x, right
-        self.jacobian = f.linearize(x)[1] if jacobian is None else jacobian
+    def rows(self, index: Tensor) -> _LinearMap:
+        return _LinearMap(self.jacobian.rows(index), self.right[index])
 
-    def __call__(self, w: Tensor) -> Tensor:
-        return self.right - self.jacobian.rmv(w)  # J is the Jacobian of -f
-
-    def rows(self, index: Tensor) -> _Adjoint:
-        jacobian = self.jacobian.rows(index)
-        return _Adjoint(self.f, self.x[index], self.right[index], jacobian)
-
-    def linearize(self, w: Tensor) -> tuple[Tensor, Jacobian]:
-        return self(w), Transposed(self.jacobian)
+    def linearize(self, x: Tensor) -> tuple[Tensor, Jacobian]:
+        return self(x), self.jacobian
 
     def to(self, dtype: torch.dtype) -> None:
         return None
-
-    def tensors(self) -> Sequence[Tensor]:
-        return (self.x, self.right, *self.f.tensors())
 
 
 class Transposed:
@@ -155,26 +159,3 @@ class Transposed:
     def rows(self, index: Tensor | slice) -> Transposed:
         """Return the transpose at some of the points."""
         return Transposed(self.jacobian.rows(index))
-
-
-def _check_complete(value: Tensor, tensors: Sequence[Tensor]) -> None:
-    """Walk the graph of f(x): it must end in the tensors that f names.
-
-    Raises:
-        ConfigurationError: it reaches a leaf behind none of them, which would get no gradient.
-    """
-    seen = {t.grad_fn for t in tensors}  # the walk stops there
-    leaves = {id(t) for t in tensors if t.grad_fn is None}
-    todo = [value.grad_fn]
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        leaf = getattr(node, "variable", None)
-        if leaf is not None and id(leaf) not in leaves:
-            raise ConfigurationError(
-                f"the gradient of a root would miss a tensor of shape {tuple(leaf.shape)}, on "
-                "which the prepared branch depends without naming it in tensors()."
-            )
-        todo += [parent for parent, _ in node.next_functions]

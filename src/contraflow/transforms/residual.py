@@ -109,8 +109,8 @@ class ResidualBlock(Transform):
     ) -> tuple[Tensor, Tensor]:
         """Return the root of ``x + g(x) = z`` and ``-ln det(I + J)`` there.
 
-        Differentiable to every order, by the implicit function theorem; nothing of the solve
-        is kept for the gradient.
+        Differentiable twice, by the implicit function theorem; nothing of the iterations is
+        kept for the gradient.
         """
         target, batch, context = self._flatten(z, context)
         if noise is None:
@@ -118,8 +118,7 @@ class ResidualBlock(Transform):
         branch = self.branch.prepare(context)
         problem = _FixedPoint(branch, target, self.event_dim)
         flat = self._solve(problem).check(type(self).__name__).value
-        bound = self.branch.lipschitz
-        flat = attach_root(problem, flat, lipschitz=bound, event_dim=self.event_dim)
+        flat = attach_root(problem, flat, lipschitz=self.branch.lipschitz)
         _, jacobian = linearize(branch, flat, self.event_dim)
         ladj = self.active_log_det(jacobian, noise, lipschitz=self.branch.lipschitz)
         return flat.reshape(z.shape), -ladj.reshape(batch)
@@ -227,6 +226,3 @@ class _FixedPoint:
     def to(self, dtype: torch.dtype) -> _FixedPoint | None:
         branch = self.branch.in_dtype(dtype)
         return None if branch is None else _FixedPoint(branch, self.z.to(dtype), self.event_dim)
-
-    def tensors(self) -> Sequence[Tensor]:
-        return (self.z, *self.branch.tensors())
