@@ -56,7 +56,7 @@ def certified_chain_norm(weights: Sequence[Tensor], multipliers: Sequence[Tensor
     Example:
         >>> halves = [torch.tensor([[1.0], [1.0]]), torch.tensor([[0.5, -0.5]])]
         >>> product = certified_norm(halves[0]) * certified_norm(halves[1])
-        >>> bound = certified_chain_norm(halves, [torch.ones(2)])  # phi(x) / 2 - phi(x) / 2
+        >>> bound = certified_chain_norm(halves, [torch.full((2,), 0.25)])  # slope (s - s') / 2
         >>> f"{product:.4f} {bound:.4f}"
         '1.0000 0.5000'
     """
