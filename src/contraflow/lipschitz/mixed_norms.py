@@ -90,7 +90,8 @@ def _norm(x: Tensor, order: Tensor) -> Tensor:
     top = _largest(x.detach())  # the norm does not depend on it
     # Zeros would have a gradient of log(0) in the order.
     ratio = (x.flatten(1).abs() / top[:, None]).clamp_min(_FLOOR)
-    return top * (ratio**order).sum(1) ** (1 / order)
+    # The largest ratio is 1, and so is the least sum; rows of zeros have less.
+    return top * (ratio**order).sum(1).clamp_min(1) ** (1 / order)
 
 
 def _largest(x: Tensor) -> Tensor:

@@ -125,7 +125,9 @@ def cayley(weight: Tensor) -> Tensor:
     identity = torch.eye(size, dtype=weight.dtype, device=weight.device)
     z = square - square.mT + rest.mT @ rest
     # (I - Z)(I + Z)^-1 = (I + Z)^-1 (I - Z): one solve from the right serves both parts.
-    both = torch.linalg.solve(identity + z, torch.cat([identity - z, -2 * rest]), left=False)
+    # solve_ex does not wait for the device to say whether the matrix was singular.
+    right = torch.cat([identity - z, -2 * rest])
+    both = torch.linalg.solve_ex(identity + z, right, left=False).result
     for _ in range(2):
         both = 1.5 * both - 0.5 * both @ (both.mT @ both)
     return both
