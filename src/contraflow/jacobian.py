@@ -15,7 +15,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from contraflow.lipschitz import PreparedBranch, PreparedChain, PreparedConv2d, PreparedLinear
+from contraflow.lipschitz import (
+    PreparedBranch,
+    PreparedChain,
+    PreparedConv2d,
+    PreparedDense,
+    PreparedLinear,
+)
 from contraflow.lipschitz.layers import PreparedMap
 
 
@@ -49,8 +55,8 @@ def linearize(branch: PreparedBranch, x: Tensor, event_dim: int = 1) -> tuple[Te
     """Evaluate a prepared branch once and return its value and Jacobian.
 
     Args:
-        branch: what ``prepare`` returned. Chains of known layers keep their slopes; any
-            other callable is differentiated by ``torch.func``.
+        branch: what ``prepare`` returned. Chains and dense branches of known layers keep their
+            slopes; any other callable is differentiated by ``torch.func``.
         x: ``[B, *E]``.
         event_dim: number of dimensions of E.
 
@@ -65,6 +71,9 @@ def linearize(branch: PreparedBranch, x: Tensor, event_dim: int = 1) -> tuple[Te
     """
     if isinstance(branch, PreparedChain):
         return _linearize_chain(branch, x)
+    if isinstance(branch, PreparedDense):
+        value, slopes = branch.value_and_slopes(x)
+        return value, DenseJacobian(branch, slopes)
     return branch(x), FunctionJacobian(branch, x, event_dim)
 
 
@@ -123,21 +132,13 @@ class ChainJacobian:
     def dense(self) -> Tensor:
         """Return ``[B, D, D]`` by batched products; convolutions act on all columns at once."""
         if not all(isinstance(map_, PreparedLinear) for map_ in self.maps):
-            return self._dense_by_columns()
+            return _dense_by_columns(self, self.maps[-1], self.slopes[0])
         # Columns of J as rows: all points then share one matrix product a layer, instead of one
         # small product a point, which takes ten times as long.
         columns = self._expanded(0).mT.contiguous()  # [D, h]
         for slope, k in zip(self.slopes, range(1, len(self.maps)), strict=True):
             columns = (slope[..., None, :] * columns) @ self._expanded(k).mT  # [B, D, h]
         return columns.mT
-
-    def _dense_by_columns(self) -> Tensor:
-        like = self.slopes[0]
-        event = (self.maps[-1].weight.shape[0], *like.shape[-2:])
-        batch, size = like.shape[0], math.prod(event)
-        basis = torch.eye(size, dtype=like.dtype, device=like.device).reshape(size, 1, *event)
-        columns = self.mv(basis.expand(size, batch, *event))  # [D, B, *E]
-        return columns.reshape(size, batch, size).permute(1, 2, 0)
 
     def _expanded(self, k: int) -> Tensor:
         """Return map k's weight with the rows that the next activation repeats."""
@@ -201,6 +202,90 @@ def _pixel_classes(size: int, kernel: int) -> list[tuple[slice, slice]]:
         else:
             classes.append((slice(p, p + 1), taps))
     return classes
+
+
+def _dense_by_columns(jacobian: Jacobian, last: PreparedMap, like: Tensor) -> Tensor:
+    """Return ``[B, D, D]`` of convolutions; ``like`` is one of the slopes ``[B, N, H, W]``."""
+    event = (last.weight.shape[0], *like.shape[-2:])
+    batch, size = like.shape[0], math.prod(event)
+    basis = torch.eye(size, dtype=like.dtype, device=like.device).reshape(size, 1, *event)
+    columns = jacobian.mv(basis.expand(size, batch, *event))  # [D, B, *E]
+    return columns.reshape(size, batch, size).permute(1, 2, 0)
+
+
+class DenseJacobian:
+    """``J = W_n [a_(n-1) I; b_(n-1) diag(d_(n-1)) W_(n-1)] ... [a_1 I; b_1 diag(d_1) W_1]``.
+
+    Args:
+        branch: the prepared dense branch; a and b are its mixing.
+        slopes: d of every layer at each point, ``[B, e*N, ...]``.
+    """
+
+    def __init__(self, branch: PreparedDense, slopes: Sequence[Tensor]) -> None:
+        self.branch = branch
+        self.maps = branch.maps
+        self.slopes = slopes
+        self.event_dim = -branch.channel_dim
+
+    def mv(self, v: Tensor) -> Tensor:
+        """Return ``J v``."""
+        for k, slope in enumerate(self.slopes):
+            v = self._join(k, v, self._repeated(k, self.maps[k].mv(v)) * slope)
+        return self.maps[-1].mv(v)
+
+    def rmv(self, u: Tensor) -> Tensor:
+        """Return ``J^T u``."""
+        dim, mixing = self.branch.channel_dim, self.branch.mixing
+        u = self.maps[-1].rmv(u)
+        for k in range(len(self.slopes) - 1, -1, -1):
+            slope = self.slopes[k]
+            added = slope.shape[dim]
+            kept, u = u.split([u.shape[dim] - added, added], dim)
+            u = u * slope
+            if self._expansion(k) == 2:
+                left, right = u.chunk(2, dim)
+                u = left + right
+            u = mixing[k, 0] * kept + mixing[k, 1] * self.maps[k].rmv(u)
+        return u
+
+    def rows(self, index: Tensor | slice) -> DenseJacobian:
+        """Return the Jacobian at some of the points."""
+        return DenseJacobian(self.branch, [slope[index] for slope in self.slopes])
+
+    def trace(self) -> Tensor | None:
+        """Return ``tr J`` in closed form for one dense layer of vectors, else None."""
+        if len(self.maps) != 2 or not isinstance(self.maps[0], PreparedLinear):
+            return None
+        first, last = self.maps[0].weight, self.maps[1].weight
+        kept, added = last.split([first.shape[1], last.shape[1] - first.shape[1]], -1)
+        diagonal = (self._repeated(0, first.mT).mT * added.mT).sum(-1)  # [e*h]
+        mixing = self.branch.mixing[0]
+        return mixing[0] * kept.diagonal().sum() + mixing[1] * (self.slopes[0] @ diagonal)
+
+    def dense(self) -> Tensor:
+        """Return ``[B, D, D]`` by products with all columns at once."""
+        last = self.maps[-1]
+        if not isinstance(last, PreparedLinear):
+            return _dense_by_columns(self, last, self.slopes[0])
+        like = self.slopes[0]
+        size = last.weight.shape[0]
+        # Columns of J as rows, as in a chain; the identity at the start is the same for all.
+        columns = torch.eye(size, dtype=like.dtype, device=like.device)
+        for k, slope in enumerate(self.slopes):
+            added = self._repeated(k, self.maps[k].mv(columns)) * slope[:, None]  # [B, D, e*h]
+            columns = self._join(k, columns.expand(len(slope), -1, -1), added)
+        return last.mv(columns).mT
+
+    def _expansion(self, k: int) -> int:
+        return self.branch.activations[k].expansion
+
+    def _repeated(self, k: int, v: Tensor) -> Tensor:
+        """Return v once for every output of the activation."""
+        return torch.cat([v, v], self.branch.channel_dim) if self._expansion(k) == 2 else v
+
+    def _join(self, k: int, kept: Tensor, added: Tensor) -> Tensor:
+        keep, add = self.branch.mixing[k]
+        return torch.cat([keep * kept, add * added], self.branch.channel_dim)
 
 
 class FunctionJacobian:

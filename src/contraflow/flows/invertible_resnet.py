@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from contraflow.domain import Domain
 from contraflow.errors import ConfigurationError
 from contraflow.flow import Flow
+from contraflow.flows._branches import image_branch, vector_branch
 from contraflow.flows._parts import event_shape_of, preprocessing, pyramid
-from contraflow.lipschitz import ConvBranch, MLPBranch
 from contraflow.logdet import Exact, LogDet, PowerSeries
 from contraflow.registry import register
 from contraflow.solvers import Solver
@@ -44,6 +44,8 @@ class InvertibleResNet(Flow):
         terms: terms of the series in training (published: 10 for MNIST, 5 for CIFAR-10).
         log_det: training strategy in place of the series.
         solver: root solver; None for the default of each block's size.
+        branch: kind of the branches: "plain", "aol", "dense", "sandwich" (vectors, with an
+            activation of slopes in [0, 1]) or "mixed" (experimental, never certified).
 
     Example:
         >>> flow = InvertibleResNet(shape=(1, 8, 8), num_bins=17, scales=2, transforms=1)
@@ -73,6 +75,7 @@ class InvertibleResNet(Flow):
         terms: int = 10,
         log_det: LogDet | None = None,
         solver: Solver | None = None,
+        branch: str = "plain",
     ) -> None:
         event = event_shape_of(features, shape)
         if scales < 1:
@@ -83,8 +86,9 @@ class InvertibleResNet(Flow):
         series: LogDet = PowerSeries(terms=terms)
 
         def image_block(inner: Sequence[int]) -> Transform:
-            branch = ConvBranch(inner, hidden_channels, (3, 1, 3), activation, lipschitz, context)
-            return ResidualBlock(branch, log_det or series, None, solver)
+            build = image_branch(branch)
+            g = build(inner, hidden_channels, activation, lipschitz, context)
+            return ResidualBlock(g, log_det or series, None, solver)
 
         parts = preprocessing(event, num_bins, alpha, value_range, support=support)
         if len(event) == 3:
@@ -92,6 +96,6 @@ class InvertibleResNet(Flow):
         else:
             chosen = log_det or (Exact() if size <= 16 else series)
             for _ in range(transforms):
-                branch = MLPBranch(size, hidden_features, activation, lipschitz, context)
-                parts += [ResidualBlock(branch, chosen, None, solver), ActNorm(size)]
+                g = vector_branch(branch)(size, hidden_features, activation, lipschitz, context)
+                parts += [ResidualBlock(g, chosen, None, solver), ActNorm(size)]
         super().__init__(Sequential(*parts), event_shape=event, context=context)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from contraflow.domain import Domain
 from contraflow.flow import Flow
+from contraflow.flows._branches import image_branch, vector_branch
 from contraflow.flows._parts import event_shape_of, preprocessing, pyramid
-from contraflow.lipschitz import ConvBranch, MLPBranch
 from contraflow.logdet import LogDet
 from contraflow.registry import register
 from contraflow.solvers import Solver
@@ -49,6 +49,8 @@ class ResidualFlow(Flow):
         tail: fully connected blocks at the end of an image flow.
         log_det: training strategy; None for the default of each block's size.
         solver: root solver; None likewise.
+        branch: kind of the branches: "plain", "aol", "dense", "sandwich" (vectors, with an
+            activation of slopes in [0, 1]) or "mixed" (experimental, never certified).
 
     Example:
         >>> flow = ResidualFlow(features=2, transforms=2)
@@ -80,18 +82,20 @@ class ResidualFlow(Flow):
         tail: int = 4,
         log_det: LogDet | None = None,
         solver: Solver | None = None,
+        branch: str = "plain",
     ) -> None:
         event = event_shape_of(features, shape)
         size = math.prod(event)
 
         def image_block(inner: Sequence[int]) -> Transform:
-            branch = ConvBranch(inner, hidden_channels, (3, 1, 3), activation, lipschitz, context)
-            return ResidualBlock(branch, log_det, None, solver)
+            build = image_branch(branch)
+            g = build(inner, hidden_channels, activation, lipschitz, context)
+            return ResidualBlock(g, log_det, None, solver)
 
         def vector_block(index: int) -> list[Transform]:
-            branch = MLPBranch(size, hidden_features, activation, lipschitz, context)
+            g = vector_branch(branch)(size, hidden_features, activation, lipschitz, context)
             mix = [LULinear(size, whiten=index == 0)] if mixing else []
-            return [ActNorm(size), *mix, ResidualBlock(branch, log_det, None, solver)]
+            return [ActNorm(size), *mix, ResidualBlock(g, log_det, None, solver)]
 
         parts = preprocessing(event, num_bins, alpha, value_range, marginals, support)
         vector_blocks = transforms

@@ -1,6 +1,7 @@
 """Contractive networks: activations with slopes, bounded layers, branches, operator norms."""
 
 from contraflow.lipschitz.activations import ACTIVATIONS, Activation, activation
+from contraflow.lipschitz.aol import AOLConv2d, AOLLinear, PreparedAOLConv2d, overlap_bound
 from contraflow.lipschitz.branches import (
     Branch,
     ConvBranch,
@@ -8,6 +9,8 @@ from contraflow.lipschitz.branches import (
     PreparedBranch,
     PreparedChain,
 )
+from contraflow.lipschitz.composition import certified_chain_norm
+from contraflow.lipschitz.dense import DenseBranch, DenseConvBranch, DenseMLPBranch, PreparedDense
 from contraflow.lipschitz.layers import (
     LipschitzConv2d,
     LipschitzLinear,
@@ -15,24 +18,52 @@ from contraflow.lipschitz.layers import (
     PreparedLinear,
     PreparedMap,
 )
+from contraflow.lipschitz.mixed_norms import (
+    MixedNormBranch,
+    MixedNormConvBranch,
+    MixedNormMLPBranch,
+    PreparedMixedNorms,
+    mixed_norm_estimate,
+)
+from contraflow.lipschitz.normalisation import AOL, Normalisation, SpectralNorm
 from contraflow.lipschitz.norms import certified_conv_norm, certified_norm, conv_bound, gram_bound
+from contraflow.lipschitz.sandwich import PreparedSandwich, SandwichBranch
 
 __all__ = [
     "ACTIVATIONS",
+    "AOL",
+    "AOLConv2d",
+    "AOLLinear",
     "Activation",
     "Branch",
     "ConvBranch",
+    "DenseBranch",
+    "DenseConvBranch",
+    "DenseMLPBranch",
     "LipschitzConv2d",
     "LipschitzLinear",
     "MLPBranch",
+    "MixedNormBranch",
+    "MixedNormConvBranch",
+    "MixedNormMLPBranch",
+    "Normalisation",
+    "PreparedAOLConv2d",
     "PreparedBranch",
     "PreparedChain",
     "PreparedConv2d",
+    "PreparedDense",
     "PreparedLinear",
     "PreparedMap",
+    "PreparedMixedNorms",
+    "PreparedSandwich",
+    "SandwichBranch",
+    "SpectralNorm",
     "activation",
+    "certified_chain_norm",
     "certified_conv_norm",
     "certified_norm",
     "conv_bound",
     "gram_bound",
+    "mixed_norm_estimate",
+    "overlap_bound",
 ]

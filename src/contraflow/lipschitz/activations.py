@@ -20,9 +20,11 @@ class Activation(nn.Module):
 
     Attributes:
         expansion: output channels per input channel.
+        slopes: an interval that holds every slope; bounds of compositions ask for [0, 1].
     """
 
     expansion: int = 1
+    slopes: tuple[float, float] = (-1.0, 1.0)
 
     def value_and_slope(self, x: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
         """Return value and derivative, both ``[*B, e*N, ...]`` along ``dim``."""
@@ -36,6 +38,8 @@ class Activation(nn.Module):
 class ELU(Activation):
     """``x`` for x > 0, else ``exp(x) - 1``; slopes in (0, 1]."""
 
+    slopes = (0.0, 1.0)
+
     def value_and_slope(self, x: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
         """Return value and slope, the shape of ``x``."""
         tail = x.clamp(max=0.0)
@@ -45,6 +49,8 @@ class ELU(Activation):
 class Tanh(Activation):
     """``tanh(x)``; slopes in (0, 1]."""
 
+    slopes = (0.0, 1.0)
+
     def value_and_slope(self, x: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
         """Return value and slope, the shape of ``x``."""
         value = torch.tanh(x)
@@ -53,6 +59,8 @@ class Tanh(Activation):
 
 class Softplus(Activation):
     """``log(1 + exp(x))``; slopes in (0, 1)."""
+
+    slopes = (0.0, 1.0)
 
     def value_and_slope(self, x: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
         """Return value and slope, the shape of ``x``."""
@@ -80,6 +88,8 @@ class LipSwish(Activation):
     Reference:
         Chen et al. 2019, arXiv:1906.02735, section 3.3.
     """
+
+    slopes = (-0.091, 1.0)
 
     def __init__(self) -> None:
         super().__init__()

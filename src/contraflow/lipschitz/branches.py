@@ -18,7 +18,9 @@ from contraflow._sizes import check_widths
 from contraflow.errors import ConfigurationError, NotContractiveError
 from contraflow.lipschitz.activations import Activation
 from contraflow.lipschitz.activations import activation as build_activation
+from contraflow.lipschitz.aol import AOLConv2d, AOLLinear
 from contraflow.lipschitz.layers import LipschitzConv2d, LipschitzLinear, PreparedMap
+from contraflow.lipschitz.normalisation import BoundedLayer, Normalisation, SpectralNorm
 from contraflow.registry import register
 
 
@@ -153,7 +155,9 @@ class ChainBranch(Branch):
     def enforce_bounds_(self) -> None:
         """Write the normalised weights back; the function g does not change."""
         for layer, prepared in zip(self.layers, self._prepare_layers(), strict=True):
-            _layer(layer).weight.data.copy_(prepared.weight)
+            # A layer that is bounded by construction has no raw weight that could exceed it.
+            if isinstance(layer, LipschitzLinear | LipschitzConv2d):
+                layer.weight.data.copy_(prepared.weight)
 
     def _prepare_layers(self) -> list[PreparedMap]:
         """Share the bound L out evenly; L may change between passes (a schedule)."""
@@ -161,8 +165,8 @@ class ChainBranch(Branch):
         return [_layer(layer).prepare(max_norm) for layer in self.layers]
 
 
-def _layer(module: nn.Module) -> LipschitzLinear | LipschitzConv2d:
-    assert isinstance(module, LipschitzLinear | LipschitzConv2d)
+def _layer(module: nn.Module) -> BoundedLayer:
+    assert isinstance(module, LipschitzLinear | LipschitzConv2d | AOLLinear | AOLConv2d)
     return module
 
 
@@ -176,6 +180,7 @@ class MLPBranch(ChainBranch):
         activation: a name in ``lipschitz.ACTIVATIONS``.
         lipschitz: the bound L in (0, 1); each of the n+1 layers gets its (n+1)-th root.
         context: M, features of the context; 0 for none.
+        normalisation: how layers keep their norms, ``SpectralNorm()`` or ``AOL()``.
 
     Raises:
         NotContractiveError: L is not in (0, 1).
@@ -196,8 +201,10 @@ class MLPBranch(ChainBranch):
         activation: str = "lipswish",
         lipschitz: float = 0.98,
         context: int = 0,
+        normalisation: Normalisation = SpectralNorm(),
     ) -> None:
         super().__init__()
+        self.normalisation = normalisation
         self.features = features
         self.hidden_features = _widths("hidden_features", hidden_features)
         self.activation = activation
@@ -209,9 +216,9 @@ class MLPBranch(ChainBranch):
         self.layers = nn.ModuleList()
         width = features
         for out, act in zip(self.hidden_features, self.activations, strict=True):
-            self.layers.append(LipschitzLinear(width, out, max_norm))
+            self.layers.append(normalisation.linear(width, out, max_norm))
             width = out * _expansion(act)
-        self.layers.append(LipschitzLinear(width, features, max_norm))
+        self.layers.append(normalisation.linear(width, features, max_norm))
         self.context_net = _context_net(context, self.hidden_features)
 
 
@@ -226,6 +233,7 @@ class ConvBranch(ChainBranch):
         activation: a name in ``lipschitz.ACTIVATIONS``.
         lipschitz: the bound L in (0, 1); each of the n+1 layers gets its (n+1)-th root.
         context: M, features of a context vector; 0 for none.
+        normalisation: how layers keep their norms, ``SpectralNorm()`` or ``AOL()``.
 
     Raises:
         NotContractiveError: L is not in (0, 1).
@@ -251,8 +259,10 @@ class ConvBranch(ChainBranch):
         activation: str = "lipswish",
         lipschitz: float = 0.98,
         context: int = 0,
+        normalisation: Normalisation = SpectralNorm(),
     ) -> None:
         super().__init__()
+        self.normalisation = normalisation
         channels, height, width = shape
         self.shape = (channels, height, width)
         self.hidden_channels = _widths("hidden_channels", hidden_channels)
@@ -274,10 +284,10 @@ class ConvBranch(ChainBranch):
         for out, kernel, act in zip(
             self.hidden_channels, self.kernel_sizes, self.activations, strict=False
         ):
-            self.layers.append(LipschitzConv2d(inputs, out, kernel, size, max_norm))
+            self.layers.append(normalisation.conv2d(inputs, out, kernel, size, max_norm))
             inputs = out * _expansion(act)
         last = self.kernel_sizes[-1]
-        self.layers.append(LipschitzConv2d(inputs, channels, last, size, max_norm))
+        self.layers.append(normalisation.conv2d(inputs, channels, last, size, max_norm))
         self.context_net = _context_net(context, self.hidden_channels)
 
 

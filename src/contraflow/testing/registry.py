@@ -18,7 +18,17 @@ from torch import Tensor
 from contraflow.domain import Domain
 from contraflow.flow import Flow
 from contraflow.flows import MAF, InvertibleResNet, RealNVP, ResidualFlow
-from contraflow.lipschitz import ACTIVATIONS, ConvBranch, LipschitzLinear, MLPBranch
+from contraflow.lipschitz import (
+    ACTIVATIONS,
+    AOL,
+    Branch,
+    ConvBranch,
+    DenseConvBranch,
+    DenseMLPBranch,
+    LipschitzLinear,
+    MLPBranch,
+    SandwichBranch,
+)
 from contraflow.logdet import Exact, LogDet, NestedRoulette, PowerSeries, Roulette
 from contraflow.solvers import Picard, Solver
 from contraflow.transform import Inverse, Sequential, Transform, apply_forward
@@ -256,6 +266,12 @@ def _residual_conv(
     return _case(block, shape, generator, given, exact_ladj=isinstance(log_det, Exact))
 
 
+def _block(generator: torch.Generator, branch: Branch, context: int = 0) -> Case:
+    given = (context,) if context else ()
+    block = ResidualBlock(branch, Exact(), Exact())
+    return _case(block, branch.event_shape, generator, given)
+
+
 def _factor_out(generator: torch.Generator, *, prior: bool) -> Case:
     half = (2, 2, 4)
     block = ResidualBlock(ConvBranch(half, (4, 4), lipschitz=0.9))
@@ -325,6 +341,19 @@ CASES: dict[str, Callable[[torch.Generator], Case]] = {
     "residual-conv-513": lambda rng: _residual_conv(rng, kernels=(5, 1, 3), activation="cpila"),
     "residual-conv-context": lambda rng: _residual_conv(rng, (2, 4, 3), context=3),
     "residual-conv-roulette": lambda rng: _residual_conv(rng, log_det=NestedRoulette()),
+    "residual-aol": lambda rng: _block(
+        rng, MLPBranch(4, (6, 5), lipschitz=0.9, normalisation=AOL())
+    ),
+    "residual-conv-aol": lambda rng: _block(
+        rng, ConvBranch((2, 4, 3), (4, 3), lipschitz=0.9, context=2, normalisation=AOL()), 2
+    ),
+    "residual-sandwich": lambda rng: _block(rng, SandwichBranch(2, (6, 5), "tanh", 0.9, 2), 2),
+    "residual-dense": lambda rng: _block(
+        rng, DenseMLPBranch(2, (4, 3), lipschitz=0.9, context=2), 2
+    ),
+    "residual-conv-dense": lambda rng: _block(
+        rng, DenseConvBranch((2, 4, 3), (3, 2), lipschitz=0.9, context=2), 2
+    ),
     # combinations
     "sequential": _chain,
     "inverse": lambda rng: _case(Inverse(Autoregressive(3, context=2)), (3,), rng, (2,)),

@@ -177,13 +177,14 @@ class ResidualBlock(Transform):
     @torch.no_grad()
     def certificates(self, name: str) -> list[BlockCertificate]:
         """Prove the bound of the weights as prepared, in float64."""
-        bound = self.branch.prepare(self._any_context()).certified_bound()
+        prepared = self.branch.prepare(self._any_context())
+        bound = prepared.certified_bound()
         contracts = bound < 1
         return [
             BlockCertificate(
                 name,
                 lipschitz=bound if math.isfinite(bound) else None,
-                method="product of certified layer norms",
+                method=getattr(prepared, "method", "product of certified layer norms"),
                 forward=1 + bound if math.isfinite(bound) else None,
                 inverse=1 / (1 - bound) if contracts else None,
                 contractive=True,

@@ -1,0 +1,93 @@
+"""How a layer keeps its norm: the choice that branches offer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from contraflow.lipschitz.aol import AOLConv2d, AOLLinear
+from contraflow.lipschitz.layers import LipschitzConv2d, LipschitzLinear
+from contraflow.registry import register
+
+BoundedLayer = LipschitzLinear | LipschitzConv2d | AOLLinear | AOLConv2d
+
+
+@runtime_checkable
+class Normalisation(Protocol):
+    """A way to build layers whose norm cannot exceed ``max_norm``."""
+
+    def linear(self, in_features: int, out_features: int, max_norm: float) -> BoundedLayer:
+        """Return an affine layer."""
+        ...
+
+    def conv2d(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        size: tuple[int, int],
+        max_norm: float,
+    ) -> BoundedLayer:
+        """Return a zero-padded, stride-1 convolution on images of ``size``."""
+        ...
+
+
+@register
+@dataclass(frozen=True)
+class SpectralNorm:
+    """Divide by an upper bound of the spectral norm where it is exceeded; smaller weights stay.
+
+    Tight (under 1 % for matrices), some matrix products at every pass.
+
+    Example:
+        >>> SpectralNorm().linear(3, 2, 0.9)
+        LipschitzLinear(3, 2, max_norm=0.9)
+    """
+
+    def linear(self, in_features: int, out_features: int, max_norm: float) -> LipschitzLinear:
+        """Return an affine layer."""
+        return LipschitzLinear(in_features, out_features, max_norm)
+
+    def conv2d(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        size: tuple[int, int],
+        max_norm: float,
+    ) -> LipschitzConv2d:
+        """Return a convolution whose bound depends on ``size``."""
+        return LipschitzConv2d(in_channels, out_channels, kernel_size, size, max_norm)
+
+
+@register
+@dataclass(frozen=True)
+class AOL:
+    """Rescale the inputs of every layer so that its norm is at most 1 by construction.
+
+    One product instead of an iteration, and no dependence on the size of an image; loose until
+    training has made the columns nearly orthogonal.
+
+    Example:
+        >>> from contraflow.lipschitz import MLPBranch
+        >>> MLPBranch(2, (16,), normalisation=AOL()).prepare().certified_bound() < 0.98
+        True
+
+    Reference:
+        Prach & Lampert 2022, arXiv:2208.03160.
+    """
+
+    def linear(self, in_features: int, out_features: int, max_norm: float) -> AOLLinear:
+        """Return an affine layer."""
+        return AOLLinear(in_features, out_features, max_norm)
+
+    def conv2d(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        size: tuple[int, int],
+        max_norm: float,
+    ) -> AOLConv2d:
+        """Return a convolution for images of any size."""
+        return AOLConv2d(in_channels, out_channels, kernel_size, size, max_norm)
