@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from contraflow.contraction import bounds_of_blocks
 from contraflow.domain import Domain
 from contraflow.errors import ConfigurationError
 from contraflow.flow import Flow
@@ -31,7 +32,8 @@ class InvertibleResNet(Flow):
         transforms: blocks (vectors; published: 100), or blocks a scale (images; 32).
         hidden_features: widths of fully connected blocks.
         activation: a name in ``lipschitz.ACTIVATIONS``.
-        lipschitz: bound L of every branch.
+        lipschitz: bound L in (0, 1) of every branch: one number, or one for each block in
+            forward order.
         support: domain of each column of a vector, ``Domain(low, high, integer)``; None for
             the real line. Bounded columns get a bijection of their own, integers are
             dequantised.
@@ -61,7 +63,7 @@ class InvertibleResNet(Flow):
         transforms: int = 16,
         hidden_features: Sequence[int] = (64, 64, 64),
         activation: str = "elu",
-        lipschitz: float = 0.9,
+        lipschitz: float | Sequence[float] = 0.9,
         *,
         support: Sequence[Domain] | None = None,
         shape: Sequence[int] | None = None,
@@ -81,9 +83,12 @@ class InvertibleResNet(Flow):
             )
         size = math.prod(event)
         series: LogDet = PowerSeries(terms=terms)
+        blocks = scales * transforms if len(event) == 3 else transforms
+        bounds = iter(bounds_of_blocks(lipschitz, blocks))
 
         def image_block(inner: Sequence[int]) -> Transform:
-            branch = ConvBranch(inner, hidden_channels, (3, 1, 3), activation, lipschitz, context)
+            bound = next(bounds)
+            branch = ConvBranch(inner, hidden_channels, (3, 1, 3), activation, bound, context)
             return ResidualBlock(branch, log_det or series, None, solver)
 
         parts = preprocessing(event, num_bins, alpha, value_range, support=support)
@@ -92,6 +97,6 @@ class InvertibleResNet(Flow):
         else:
             chosen = log_det or (Exact() if size <= 16 else series)
             for _ in range(transforms):
-                branch = MLPBranch(size, hidden_features, activation, lipschitz, context)
+                branch = MLPBranch(size, hidden_features, activation, next(bounds), context)
                 parts += [ResidualBlock(branch, chosen, None, solver), ActNorm(size)]
         super().__init__(Sequential(*parts), event_shape=event, context=context)
