@@ -24,8 +24,8 @@ class LipschitzSchedule:
     """L from ``start`` to ``end`` in ``steps`` optimiser steps, and ``end`` from then on.
 
     L is a function of the step alone, so that a training that was cut off goes on with the L of
-    its step. It moves in ``levels`` equal jumps: a compiled training step may compile anew at
-    each value of L, so there are few.
+    its step. It moves in ``levels`` equal jumps. A compiled training step compiles anew at the
+    first of them; from then on L is an input of its graph.
 
     Args:
         start: L of the first steps, one number or one for each block in forward order.

@@ -35,9 +35,14 @@ from contraflow.tasks.schedule import PatientStopping, ScheduledLipschitz
 
 
 class ValidationLines(Callback):
-    """One line on standard error at each validation, where no progress bar can be shown."""
+    """One line on standard error at each validation, where no progress bar can be shown.
 
-    def __init__(self) -> None:
+    Args:
+        since: optimiser steps before the first validation that can be the best.
+    """
+
+    def __init__(self, since: int = 0) -> None:
+        self.since = since
         self.start = time.monotonic()
         self.best = float("inf")
 
@@ -46,7 +51,8 @@ class ValidationLines(Callback):
             return
         metrics = trainer.callback_metrics
         value = float(metrics.get("val/loss", float("nan")))
-        self.best = min(self.best, value)
+        if trainer.global_step >= self.since:
+            self.best = min(self.best, value)
         training = float(metrics.get("train/loss", float("nan")))
         print(
             f"epoch {trainer.current_epoch:4d}  step {trainer.global_step:7d}  "
@@ -162,7 +168,7 @@ def train(
     if settings.patience is not None:
         callbacks.append(PatientStopping(settings.patience, since))
     if not progress:
-        callbacks.append(ValidationLines())
+        callbacks.append(ValidationLines(since))
     with _quiet(), torch.random.fork_rng(devices=[]), _keeping_bounds(flow, scheduled):
         runner = _trainer(callbacks, arguments, len(data.train_dataloader()))
         if scheduled is not None:
