@@ -320,7 +320,7 @@ def test_training_follows_the_schedule_and_says_so(tmp_path: Path):
         def on_before_zero_grad(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
             seen.append(("train", trainer.global_step, cf.lipschitz_of(pl_module)))
 
-        def on_validation_batch_end(self, trainer: Any, pl_module: Any, *rest: Any) -> None:
+        def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
             seen.append(("val", trainer.global_step, cf.lipschitz_of(pl_module)))
 
     flow = fit(tmp_path, callbacks=(Watch(),))
@@ -387,7 +387,7 @@ def test_a_training_that_fails_gives_the_bounds_back(tmp_path: Path):
     """Mutant: the L of an early step stays, and the next training takes it for the flow's own."""
 
     class Fail(pl.Callback):
-        def on_train_batch_end(self, trainer: Any, *rest: Any) -> None:
+        def on_before_zero_grad(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
             raise OSError("disk full")
 
     flow = vectors([0.9, 0.99])
