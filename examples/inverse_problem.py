@@ -337,7 +337,7 @@ def main(words: Sequence[str] | None = None) -> list[Row]:
     problem = deblurring()
     gaps, noises, steps = GAPS, NOISES, 1500
     if options.quick:
-        gaps, noises, steps = (0.5, 0.1), (0.1, 0.01), 60
+        gaps, noises, steps = (0.5, 0.1), (0.3, 0.01), 100
         problem = Problem(problem.blur, problem.train, problem.validation[:50], problem.test[:50])
     networks = ladder(problem, gaps, steps, options.seed)
     rows = compare(problem, networks, noises)

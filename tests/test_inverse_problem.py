@@ -86,12 +86,12 @@ def test_a_quick_run_shows_what_the_page_says(
         assert 0 < row.stretch <= row.inverse_bound <= 1 / (1 - row.lipschitz) * (1 + 1e-9)
         assert row.root_bound < 1e-9
     by_name = {(row.method, row.delta): row for row in rows}
-    for delta in (0.1, 0.01):
+    for delta in (0.3, 0.01):
         naive = by_name["naive inverse", delta]
         assert naive.inverse_bound > 1000
-        assert by_name["L(delta)", delta].error < 0.4 < naive.error
+        assert by_name["L(delta)", delta].error < 0.6 < naive.error
     # Less noise: an L closer to 1 is chosen, and pays.
-    loud, faint = by_name["L(delta)", 0.1], by_name["L(delta)", 0.01]
+    loud, faint = by_name["L(delta)", 0.3], by_name["L(delta)", 0.01]
     assert loud.lipschitz < faint.lipschitz
     assert faint.error < by_name["L = 0.5", 0.01].error
 
