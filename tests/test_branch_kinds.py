@@ -81,7 +81,7 @@ def largest_gain(branch: Branch, seed: int = 0, rows: int = 4) -> tuple[float, f
     context = context_of(branch, 1, dtype, seed)
     prepared = branch.prepare(context)
     assert isinstance(prepared, PreparedChain | PreparedDense)
-    exact, bound = prepared.double(), prepared.certified_bound()
+    exact, bound = prepared.in_dtype(torch.float64), prepared.certified_bound()
     gains = [0.0]
     for scale in (0.3, 1.0, 10.0):
         a = scale * normal(rows, *branch.event_shape, seed=seed + 1)
@@ -223,7 +223,7 @@ def test_double_holds_the_very_same_numbers(kind: str):
     context = context_of(branch, 3, torch.float32)
     prepared = branch.prepare(context)
     assert isinstance(prepared, PreparedChain | PreparedDense)
-    exact = prepared.double()
+    exact = prepared.in_dtype(torch.float64)
     assert type(exact) is type(prepared)
     for map_, other in zip(prepared.maps, exact.maps, strict=True):
         assert torch.equal(map_.weight.double(), other.weight)

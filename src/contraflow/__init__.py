@@ -16,6 +16,7 @@ from contraflow import (
     transforms,
 )
 from contraflow._version import __version__
+from contraflow.contraction import lipschitz_of, set_lipschitz_
 from contraflow.domain import Domain
 from contraflow.errors import (
     ConfigurationError,
@@ -92,10 +93,12 @@ __all__ = [
     "flows",
     "linearize",
     "lipschitz",
+    "lipschitz_of",
     "load",
     "logdet",
     "nn",
     "register",
+    "set_lipschitz_",
     "solve",
     "solvers",
     "transforms",

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import Namespace
+
 from contraflow.cli._complaints import MISSING, subclasses
 from contraflow.cli._config import add_model_and_data, read_preset
 from contraflow.cli._parser import Parser, command_parser
@@ -16,7 +18,7 @@ from contraflow.cli._yaml import yaml_line
 from contraflow.data import Source
 from contraflow.errors import ConfigurationError, nearest
 from contraflow.flow import Flow
-from contraflow.tasks import Optimisation
+from contraflow.tasks import LipschitzSchedule, Optimisation
 
 _OURS: set[str | int] = {  # arguments of Trainer that the run's folder decides
     "logger", "callbacks", "default_root_dir", "fast_dev_run", "barebones", "enable_checkpointing",
@@ -76,6 +78,20 @@ def read_options(parser: Parser, source: Path, words: Sequence[str]) -> Any:
             if not str(alone).startswith(MISSING):  # which the options may give
                 raise _blame(source, alone) from None
         raise error from None
+
+
+def optimisation_of(options: Namespace) -> Optimisation:
+    """Return the settings of a training from its group of options.
+
+    Raises:
+        ConfigurationError: a setting is out of range.
+        NotContractiveError: a bound of the schedule is not in (0, 1).
+    """
+    settings = dict(vars(options))
+    schedule = settings.get("lipschitz_schedule")
+    if schedule is not None:
+        settings["lipschitz_schedule"] = LipschitzSchedule(**vars(schedule))
+    return Optimisation(**settings)
 
 
 def is_help(words: Sequence[str]) -> bool:

@@ -29,13 +29,20 @@ from contraflow.cli._config import (
 )
 from contraflow.cli._parser import Parser
 from contraflow.cli._run import Run, as_input, is_first_process, write_json, write_text
-from contraflow.cli._train_options import is_help, read_options, train_help, train_parser, value_of
+from contraflow.cli._train_options import (
+    is_help,
+    optimisation_of,
+    read_options,
+    train_help,
+    train_parser,
+    value_of,
+)
 from contraflow.cli._yaml import read_yaml
 from contraflow.data import Splits
 from contraflow.errors import ConfigurationError
 from contraflow.flow import Flow
 from contraflow.report import save_samples
-from contraflow.tasks import Optimisation, Training, train
+from contraflow.tasks import Training, train
 from contraflow.tasks.events import event_log
 
 
@@ -84,7 +91,7 @@ def _train(
     parser: Parser, options: Namespace, folder: Run, command: str, *, resume: bool
 ) -> dict[str, Any]:
     """Train and save; return what ``--json`` prints."""
-    optimisation = Optimisation(**vars(options.optimisation))
+    optimisation = optimisation_of(options.optimisation)
     set_data_root(options, options.data_root)
     splits = instantiate(parser, data=options.data).load()
     make_paths_absolute(options)  # in what is saved

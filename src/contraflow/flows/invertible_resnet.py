@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from contraflow.contraction import bounds_of_blocks
 from contraflow.domain import Domain
 from contraflow.errors import ConfigurationError
 from contraflow.flow import Flow
@@ -31,7 +32,8 @@ class InvertibleResNet(Flow):
         transforms: blocks (vectors; published: 100), or blocks a scale (images; 32).
         hidden_features: widths of fully connected blocks.
         activation: a name in ``lipschitz.ACTIVATIONS``.
-        lipschitz: bound L of every branch.
+        lipschitz: bound L in (0, 1) of every branch: one number, or one for each block in
+            forward order.
         support: domain of each column of a vector, ``Domain(low, high, integer)``; None for
             the real line. Bounded columns get a bijection of their own, integers are
             dequantised.
@@ -63,7 +65,7 @@ class InvertibleResNet(Flow):
         transforms: int = 16,
         hidden_features: Sequence[int] = (64, 64, 64),
         activation: str = "elu",
-        lipschitz: float = 0.9,
+        lipschitz: float | Sequence[float] = 0.9,
         *,
         support: Sequence[Domain] | None = None,
         shape: Sequence[int] | None = None,
@@ -84,10 +86,12 @@ class InvertibleResNet(Flow):
             )
         size = math.prod(event)
         series: LogDet = PowerSeries(terms=terms)
+        blocks = scales * transforms if len(event) == 3 else transforms
+        bounds = iter(bounds_of_blocks(lipschitz, blocks))
 
         def image_block(inner: Sequence[int]) -> Transform:
             build = image_branch(branch)
-            g = build(inner, hidden_channels, activation, lipschitz, context)
+            g = build(inner, hidden_channels, activation, next(bounds), context)
             return ResidualBlock(g, log_det or series, None, solver)
 
         parts = preprocessing(event, num_bins, alpha, value_range, support=support)
@@ -96,6 +100,7 @@ class InvertibleResNet(Flow):
         else:
             chosen = log_det or (Exact() if size <= 16 else series)
             for _ in range(transforms):
-                g = vector_branch(branch)(size, hidden_features, activation, lipschitz, context)
+                build = vector_branch(branch)
+                g = build(size, hidden_features, activation, next(bounds), context)
                 parts += [ResidualBlock(g, chosen, None, solver), ActNorm(size)]
         super().__init__(Sequential(*parts), event_shape=event, context=context)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from contraflow.contraction import bounds_of_blocks
 from contraflow.domain import Domain
 from contraflow.flow import Flow
 from contraflow.flows._branches import image_branch, vector_branch
@@ -31,7 +32,8 @@ class ResidualFlow(Flow):
         transforms: blocks (vectors), or blocks a scale (images).
         hidden_features: widths of fully connected blocks.
         activation: a name in ``lipschitz.ACTIVATIONS``.
-        lipschitz: bound L of every branch.
+        lipschitz: bound L in (0, 1) of every branch: one number, or one for each block in
+            forward order.
         mixing: put a learned linear map before each fully connected block, the first one
             started at the whitening of the data.
         marginals: knots of a learned spline a feature, between preprocessing and blocks, that
@@ -68,7 +70,7 @@ class ResidualFlow(Flow):
         transforms: int = 8,
         hidden_features: Sequence[int] = (128, 128),
         activation: str = "lipswish",
-        lipschitz: float = 0.98,
+        lipschitz: float | Sequence[float] = 0.98,
         mixing: bool = True,
         marginals: int = 0,
         *,
@@ -86,22 +88,25 @@ class ResidualFlow(Flow):
     ) -> None:
         event = event_shape_of(features, shape)
         size = math.prod(event)
+        image = len(event) == 3
+        vector_blocks = tail if image else transforms
+        blocks = vector_blocks + (scales * transforms if image else 0)
+        bounds = iter(bounds_of_blocks(lipschitz, blocks))
 
         def image_block(inner: Sequence[int]) -> Transform:
             build = image_branch(branch)
-            g = build(inner, hidden_channels, activation, lipschitz, context)
+            g = build(inner, hidden_channels, activation, next(bounds), context)
             return ResidualBlock(g, log_det, None, solver)
 
         def vector_block(index: int) -> list[Transform]:
-            g = vector_branch(branch)(size, hidden_features, activation, lipschitz, context)
+            build = vector_branch(branch)
+            g = build(size, hidden_features, activation, next(bounds), context)
             mix = [LULinear(size, whiten=index == 0)] if mixing else []
             return [ActNorm(size), *mix, ResidualBlock(g, log_det, None, solver)]
 
         parts = preprocessing(event, num_bins, alpha, value_range, marginals, support)
-        vector_blocks = transforms
-        if len(event) == 3:
+        if image:
             parts += pyramid(event, scales, transforms, image_block, factor_out=False)
-            vector_blocks = tail
         for index in range(vector_blocks):
             parts += vector_block(index)
         parts.append(ActNorm(size))

@@ -100,10 +100,10 @@ class PreparedAOLConv2d(PreparedConv2d):
             return largest
         return min(largest, certified_conv_norm(kernel, self.size))
 
-    def double(self) -> PreparedAOLConv2d:
-        """Return the same numbers in float64."""
+    def in_dtype(self, dtype: torch.dtype) -> PreparedAOLConv2d:
+        """Return the same numbers in another dtype."""
         return PreparedAOLConv2d(
-            self.weight.double(), self.bias.double(), self.size, self.factors.double()
+            self.weight.to(dtype), self.bias.to(dtype), self.size, self.factors.to(dtype)
         )
 
 

@@ -2,7 +2,8 @@
 
 ``branch.prepare(context)`` returns a ``PreparedBranch``: normalised weights, the projected
 context and the bound L. A branch of your own needs ``lipschitz``, ``event_shape`` and
-``prepare``; what it prepares needs what ``PreparedBranch`` lists.
+``prepare``; what it prepares needs what ``PreparedBranch`` lists. If it also offers
+``in_dtype(dtype)``, the very same g in another dtype, roots below float64 are refined there.
 """
 
 from __future__ import annotations
@@ -35,10 +36,6 @@ class PreparedBranch(Protocol):
 
     def rows(self, index: Tensor) -> PreparedBranch:
         """Return the branch for the batch rows in ``index``: ``[R]``."""
-        ...
-
-    def in_dtype(self, dtype: torch.dtype) -> PreparedBranch | None:
-        """Return the very same g computed in ``dtype``; None where that cannot be had."""
         ...
 
     def certified_bound(self) -> float:

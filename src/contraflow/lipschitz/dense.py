@@ -85,10 +85,10 @@ class PreparedDense:
         shifts = [shift[index] for shift in self.shifts[:-1]] + [self.shifts[-1]]
         return self._with(self.maps, shifts, self.mixing)
 
-    def double(self) -> PreparedDense:
-        """Return the very same numbers in float64."""
-        maps = [map_.double() for map_ in self.maps]
-        return self._with(maps, [shift.double() for shift in self.shifts], self.mixing.double())
+    def in_dtype(self, dtype: torch.dtype) -> PreparedDense:
+        """Return the very same numbers in another dtype."""
+        maps = [map_.in_dtype(dtype) for map_ in self.maps]
+        return self._with(maps, [shift.to(dtype) for shift in self.shifts], self.mixing.to(dtype))
 
     def _with(
         self, maps: Sequence[PreparedMap], shifts: Sequence[Tensor], mixing: Tensor

@@ -102,14 +102,15 @@ class PreparedMixedNorms(PreparedChain):
     """A chain whose bound is an estimate: it is never certified."""
 
     method = "mixed norms are estimates"
+    proved = False
 
     def rows(self, index: Tensor) -> PreparedMixedNorms:
         """Return the chain for the batch rows in ``index``."""
         return self._like(super().rows(index))
 
-    def double(self) -> PreparedMixedNorms:
-        """Return the very same numbers in float64."""
-        return self._like(super().double())
+    def in_dtype(self, dtype: torch.dtype) -> PreparedMixedNorms:
+        """Return the very same numbers in another dtype."""
+        return self._like(super().in_dtype(dtype))
 
     def _like(self, chain: PreparedChain) -> PreparedMixedNorms:
         return PreparedMixedNorms(

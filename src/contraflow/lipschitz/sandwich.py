@@ -62,9 +62,9 @@ class PreparedSandwich(PreparedChain):
         """Return the chain for the batch rows in ``index``."""
         return self._like(super().rows(index))
 
-    def double(self) -> PreparedSandwich:
-        """Return the very same numbers in float64."""
-        return self._like(super().double())
+    def in_dtype(self, dtype: torch.dtype) -> PreparedSandwich:
+        """Return the very same numbers in another dtype."""
+        return self._like(super().in_dtype(dtype))
 
     def _like(self, chain: PreparedChain) -> PreparedSandwich:
         return PreparedSandwich(

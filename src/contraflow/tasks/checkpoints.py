@@ -111,9 +111,11 @@ class Best(ModelCheckpoint):
 
     Args:
         folder: where it is written.
+        since: optimiser steps before the first validation that counts: while the bound L of a
+            schedule is on its way, weights are validated under another L than they end with.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, since: int = 0) -> None:
         super().__init__(
             folder,
             filename="best",
@@ -121,6 +123,12 @@ class Best(ModelCheckpoint):
             save_on_train_epoch_end=False,  # but after each validation
             enable_version_counter=False,
         )
+        self.since = since
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Compare and save, from step ``since`` on."""
+        if trainer.global_step >= self.since:
+            super().on_validation_end(trainer, pl_module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the best score, under the folder's name of today."""

@@ -10,12 +10,15 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from contraflow._files import written_beside
+from contraflow.contraction import lipschitz_of
 
-COLUMNS: tuple[str, ...] = ("epoch", "step", "train/loss", "val/loss")
+COLUMNS: tuple[str, ...] = ("epoch", "step", "train/loss", "val/loss", "lipschitz")
 
 
 class Curves(Callback):
     """Append losses to a CSV file: every ``interval`` steps, and at each validation.
+
+    Beside a loss stands the L that it was taken with, the largest bound asked of a block.
 
     A checkpoint remembers how many rows there were; a resumed training removes those that came
     after it, since it will write them again. Numbers are written with all their digits.
@@ -50,13 +53,16 @@ class Curves(Callback):
     ) -> None:
         stepped = not trainer.fit_loop.epoch_loop._should_accumulate()
         if stepped and trainer.global_step % self.interval == 0:
-            self._append(trainer, {"train/loss": float(outputs["loss"])})
+            self._append(trainer, pl_module, {"train/loss": float(outputs["loss"])})
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking and "val/loss" in trainer.callback_metrics:
-            self._append(trainer, {"val/loss": float(trainer.callback_metrics["val/loss"])})
+            loss = float(trainer.callback_metrics["val/loss"])
+            self._append(trainer, pl_module, {"val/loss": loss})
 
-    def _append(self, trainer: pl.Trainer, losses: dict[str, float]) -> None:
+    def _append(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, losses: dict[str, float]
+    ) -> None:
         if not trainer.is_global_zero:
             return
         row: dict[str, Any] = {
@@ -64,6 +70,9 @@ class Curves(Callback):
             "step": trainer.global_step,
             **losses,
         }
+        bounds = lipschitz_of(pl_module)
+        if bounds:
+            row["lipschitz"] = max(bounds)
         with self.path.open("a", newline="") as file:
             csv.DictWriter(file, COLUMNS, restval="").writerow(row)
         self.rows += 1

@@ -16,6 +16,7 @@ from torch import Tensor
 from contraflow.errors import ConfigurationError, DivergenceError, SupportError
 from contraflow.flow import Flow
 from contraflow.tasks.loaders import mix_seed
+from contraflow.tasks.schedule import LipschitzSchedule
 
 _RANGES: tuple[tuple[str, type, float, float, str], ...] = (
     ("learning_rate", Real, sys.float_info.min, math.inf, "a number above 0"),
@@ -48,6 +49,9 @@ class Optimisation:
         patience: validations without improvement before training stops; None for never.
         batch_size: rows a batch.
         initial_rows: rows that the data-dependent initialisation sees.
+        lipschitz_schedule: bound L of the contractive blocks as a function of the step; None
+            for the bounds that the flow was built with, all the time. Only validations at the
+            schedule's final L choose the weights that are kept and count for ``patience``.
 
     Raises:
         ConfigurationError: a number is out of range.
@@ -63,8 +67,15 @@ class Optimisation:
     patience: int | None = 20
     batch_size: int = 256
     initial_rows: int = 4096
+    lipschitz_schedule: LipschitzSchedule | None = None
 
     def __post_init__(self) -> None:
+        schedule = self.lipschitz_schedule
+        if schedule is not None and not isinstance(schedule, LipschitzSchedule):  # pyright: ignore
+            raise ConfigurationError(
+                f"lipschitz_schedule={schedule!r}; expected a LipschitzSchedule(start, steps), "
+                "or None."
+            )
         for name, kind, low, high, expected in _RANGES:
             value = getattr(self, name)
             optional = value is None and name in ("decay_steps", "patience")

@@ -20,9 +20,10 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from contraflow.contraction import lipschitz_of, set_lipschitz_
 from contraflow.data import Part, Splits
 from contraflow.errors import ConfigurationError
 from contraflow.flow import Flow
@@ -30,12 +31,18 @@ from contraflow.tasks.checkpoints import AtomicCheckpointIO, Best, Latest, read_
 from contraflow.tasks.curves import Curves
 from contraflow.tasks.density import DensityTask, Optimisation, WarmAverage, unwrap
 from contraflow.tasks.loaders import SplitsModule, mix_seed
+from contraflow.tasks.schedule import PatientStopping, ScheduledLipschitz
 
 
 class ValidationLines(Callback):
-    """One line on standard error at each validation, where no progress bar can be shown."""
+    """One line on standard error at each validation, where no progress bar can be shown.
 
-    def __init__(self) -> None:
+    Args:
+        since: optimiser steps before the first validation that can be the best.
+    """
+
+    def __init__(self, since: int = 0) -> None:
+        self.since = since
         self.start = time.monotonic()
         self.best = float("inf")
 
@@ -44,7 +51,8 @@ class ValidationLines(Callback):
             return
         metrics = trainer.callback_metrics
         value = float(metrics.get("val/loss", float("nan")))
-        self.best = min(self.best, value)
+        if trainer.global_step >= self.since:
+            self.best = min(self.best, value)
         training = float(metrics.get("train/loss", float("nan")))
         print(
             f"epoch {trainer.current_epoch:4d}  step {trainer.global_step:7d}  "
@@ -88,6 +96,10 @@ def train(
     if one is kept). Order and noise are functions of (seed, epoch) and (seed, step, rank), so
     a training that was killed and resumed gives what an undisturbed one gives, to the last
     digit on a CPU with the same number of threads.
+
+    With ``optimisation.lipschitz_schedule`` the flow ends with the schedule's final L, or, with a
+    warning, with the L of its last step if it stops before. A training that fails gives the flow
+    back with the L that it had.
 
     Args:
         flow: initialised from the training rows unless ``resume``.
@@ -145,18 +157,22 @@ def train(
     arguments |= chosen
     arguments["use_distributed_sampler"] = False  # Batches divides the rows itself
     curves = Curves(folder / "metrics.csv", arguments["log_every_n_steps"])
-    best = Best(checkpoints)
-    callbacks = [*callbacks, curves, best, latest]
+    schedule, own = settings.lipschitz_schedule, lipschitz_of(flow)
+    scheduled = None if schedule is None else ScheduledLipschitz(schedule, own)
+    since = 0 if schedule is None else schedule.steps
+    best = Best(checkpoints, since)
+    # L is set before anything else looks at the flow.
+    callbacks = [*([scheduled] if scheduled else []), *callbacks, curves, best, latest]
     if settings.ema_decay > 0:
         callbacks.append(WarmAverage(settings.ema_decay))
     if settings.patience is not None:
-        callbacks.append(
-            EarlyStopping("val/loss", patience=settings.patience, check_on_train_epoch_end=False)
-        )
+        callbacks.append(PatientStopping(settings.patience, since))
     if not progress:
-        callbacks.append(ValidationLines())
-    with _quiet(), torch.random.fork_rng(devices=[]):
+        callbacks.append(ValidationLines(since))
+    with _quiet(), torch.random.fork_rng(devices=[]), _keeping_bounds(flow, scheduled):
         runner = _trainer(callbacks, arguments, len(data.train_dataloader()))
+        if scheduled is not None:
+            scheduled.set_(flow, 0)
         if not resume:
             _initialise(flow, splits.train, settings.initial_rows, seed)
         task = DensityTask(flow, settings, seed)
@@ -171,6 +187,8 @@ def train(
     if best.best_model_path:
         state = read_checkpoint(checkpoints / "best.ckpt")
         flow.load_state_dict(unwrap(state["state_dict"]))
+    if scheduled is not None:
+        scheduled.finish_(flow, runner.global_step)
     flow.enforce_bounds_()
     flow.eval()
     return Training(runner.global_step, runner.current_epoch, latest.interrupted)
@@ -232,6 +250,17 @@ def _initialise(flow: Flow, part: Part, rows: int, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(mix_seed(seed, 4))
         flow.initialise_from(part.x[index].to(like), context)
+
+
+@contextmanager
+def _keeping_bounds(flow: Flow, scheduled: ScheduledLipschitz | None) -> Iterator[None]:
+    """Give a flow whose training fails its own bounds back."""
+    try:
+        yield
+    except BaseException:
+        if scheduled is not None:
+            set_lipschitz_(flow, scheduled.own)
+        raise
 
 
 @contextmanager

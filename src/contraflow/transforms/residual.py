@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -131,13 +132,16 @@ class ResidualBlock(Transform):
         return self._solve(problem).reshape(batch)
 
     def _solve(self, problem: _FixedPoint) -> Solution:
-        return solve(
+        solution = solve(
             problem,
             problem.z.detach(),
             self.solver,
             lipschitz=self.branch.lipschitz,
             event_dim=self.event_dim,
         )
+        if getattr(problem.branch, "proved", True):
+            return solution
+        return replace(solution, error_bound=torch.full_like(solution.error_bound, math.inf))
 
     def _flatten(
         self, x: Tensor, context: Tensor | None
@@ -225,5 +229,7 @@ class _FixedPoint:
         return self.z - value, jacobian
 
     def to(self, dtype: torch.dtype) -> _FixedPoint | None:
-        branch = self.branch.in_dtype(dtype)
-        return None if branch is None else _FixedPoint(branch, self.z.to(dtype), self.event_dim)
+        in_dtype = getattr(self.branch, "in_dtype", None)
+        if in_dtype is None:
+            return None
+        return _FixedPoint(in_dtype(dtype), self.z.to(dtype), self.event_dim)
