@@ -245,8 +245,8 @@ def _tiles(images: np.ndarray, caption: str, value_range: tuple[float, float]) -
     )
 
 
-def reconstruction_section(contents: ReportContents) -> str:
-    """Return what forward and inverse make of held-out rows."""
+def reconstruction_section(contents: ReportContents, warned: str = "") -> str:
+    """Return what forward and inverse make of held-out rows, a warning before it."""
     data, reconstructions = contents.data, contents.reconstructions
     if data is None or reconstructions is None or not len(reconstructions):
         reason = contents.missing.get("Reconstruction")
@@ -258,16 +258,16 @@ def reconstruction_section(contents: ReportContents) -> str:
         f"in the data's units, over {number(len(reconstructions))} examples."
     )
     if largest == 0:
-        return f"<p>{html.escape(caption)}</p>"
+        return f"{warned}<p>{html.escape(caption)}</p>"
     if data.ndim in (3, 4):
-        return picture(
+        return warned + picture(
             lambda theme, width: plots.reconstruction_strip(
                 data, reconstructions, limit=round(1.7 * width), width=width, theme=theme
             ),
             "Data, reconstructions and absolute errors",
             caption,
         )
-    return picture(
+    return warned + picture(
         lambda theme, width: plots.reconstruction_errors(
             data, reconstructions, width=width, theme=theme
         ),

@@ -16,7 +16,16 @@ from contraflow.kinds import Likelihood
 from contraflow.lipschitz import Branch, PreparedBranch
 from contraflow.logdet import Exact, LogDet, NestedRoulette, Roulette
 from contraflow.registry import register
-from contraflow.solvers import Iterate, Newton, Picard, Solution, Solver, attach_root, solve
+from contraflow.solvers import (
+    Iterate,
+    Newton,
+    Picard,
+    Solution,
+    Solver,
+    attach_root,
+    default_atol,
+    solve,
+)
 from contraflow.transform import BlockCertificate, Transform
 
 
@@ -207,19 +216,37 @@ class ResidualBlock(Transform):
 
     @torch.no_grad()
     def certificates(self, name: str) -> list[BlockCertificate]:
-        """Prove the bound of the weights as prepared, in float64."""
-        bound = self.branch.prepare(self._any_context()).certified_bound()
-        contracts = bound < 1
+        """Prove the bound of the weights as prepared, in float64.
+
+        What a branch prepares may say by ``certified_method`` how its bound was proved, and by
+        ``lipschitz_estimate`` what it guesses where it proves nothing.
+        """
+        prepared = self.branch.prepare(self._any_context())
+        bound = prepared.certified_bound()
+        method = getattr(prepared, "certified_method", "product of certified layer norms")
+        estimate, proved = None, bound if math.isfinite(bound) else None
+        if proved is None:
+            estimate = getattr(prepared, "lipschitz_estimate", None)
+            method = "not proved" if estimate is None else "an estimate, not proved"
+        contracts = proved is not None and 0 <= proved < 1
+        # Round up: a bound may loosen, never tighten.
         return [
             BlockCertificate(
                 name,
-                lipschitz=bound if math.isfinite(bound) else None,
-                method="product of certified layer norms",
-                forward=1 + bound if math.isfinite(bound) else None,
-                inverse=1 / (1 - bound) if contracts else None,
+                lipschitz=proved,
+                method=method,
+                forward=None if proved is None else math.nextafter(1 + proved, math.inf),
+                inverse=math.nextafter(1 / (1 - proved), math.inf) if contracts else None,
                 contractive=True,
+                estimate=estimate,
+                tolerance=self._tolerance(next(self.branch.parameters(), torch.empty(0)).dtype),
             )
         ]
+
+    def _tolerance(self, dtype: torch.dtype) -> float:
+        """Return the largest residual that the solver accepts, rounding aside."""
+        atol = default_atol(dtype) if self.solver.atol is None else self.solver.atol
+        return (1 - self.branch.lipschitz) * atol
 
     def _any_context(self) -> Tensor | None:
         """Return some context: the bound does not depend on it."""
