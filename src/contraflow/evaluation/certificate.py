@@ -195,7 +195,7 @@ def certify(flow: Flow | Transform) -> Certificate:
     """
     transform = flow.transform if isinstance(flow, Flow) else flow
     dtypes = {p.dtype for p in flow.parameters()} or {torch.get_default_dtype()}
-    eps = max(torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point)
+    eps = max(torch.finfo(dtype).eps for dtype in dtypes)
     notes: list[str] = []
     rounds = split_dequantisation(transform)[0] is not None
     blocks = _with_gains(transform.certificates(""), eps, rounds, notes)
@@ -280,16 +280,17 @@ def _is_number(entry: object) -> bool:
 
 
 def _complaint(block: BlockCertificate) -> str:
+    name = block.name or "the transform"
     if block.lipschitz is not None:
-        return f"{block.name} (L <= {block.lipschitz:.6g}, expected below 1)"
+        return f"{name} (L <= {block.lipschitz:.6g}, expected below 1)"
     if block.estimate is not None:
-        return f"{block.name} (L about {block.estimate:.4g}, an estimate and no proof)"
-    return f"{block.name} (no bound of L: {block.method})"
+        return f"{name} (L about {block.estimate:.4g}, an estimate and no proof)"
+    return f"{name} (no bound of L: {block.method})"
 
 
 def _up(bound: float) -> str:
     """Show a bound below 1 with as many digits as it takes to stay there, rounded up."""
-    for digits in range(6, 18):
+    for digits in range(6, 18 if math.isfinite(bound) else 6):
         shown = math.ceil(bound * 10**digits) / 10**digits
         if bound >= 1 or shown < 1:
             return f"{shown:.{digits}f}"

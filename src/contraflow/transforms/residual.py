@@ -221,7 +221,11 @@ class ResidualBlock(Transform):
         What a branch prepares may say by ``certified_method`` how its bound was proved, and by
         ``lipschitz_estimate`` what it guesses where it proves nothing.
         """
-        prepared = self.branch.prepare(self._any_context())
+        try:
+            prepared = self.branch.prepare(self._any_context())
+        except NotContractiveError:
+            method = f"refused: the branch asks for L = {self.branch.lipschitz:g}"
+            return [BlockCertificate(name, method=method, contractive=True, tolerance=None)]
         bound = prepared.certified_bound()
         method = getattr(prepared, "certified_method", "product of certified layer norms")
         estimate, proved = None, bound if math.isfinite(bound) else None
