@@ -92,10 +92,10 @@ def chain_of(flow: Flow) -> Sequential:
 @torch.no_grad()
 def test_a_residual_in_any_block_moves_the_data_by_at_most_its_gain() -> None:
     """Residuals of norm 1e-4 to 10, in random directions and in the one that the Jacobian
-    of the rest stretches most, in every block of nine random flows. Mutant: a gain without
+    of the rest stretches most, in every block of six random flows. Mutant: a gain without
     the earlier blocks', or without 1/(1 - L)."""
     closest = 0.0
-    for seed in range(9):
+    for seed in range(6):
         chain = chain_of(random_flow(seed, (0.5, 0.9, 0.98)[seed % 3]))
         certificate = cf.certify(chain)
         generator = torch.Generator().manual_seed(seed)
@@ -435,18 +435,15 @@ def test_the_report_of_a_flow_that_fails(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Red, at the likelihood and the round trip too, without the word invertible and without
-    proved error bounds. Mutant: the page of a flow that holds with another headline."""
-    good, bad = tmp_path / "good.html", tmp_path / "bad.html"
-    assert main(["report", str(run), "--out", str(good)]) == 0
+    proved error bounds (``test_report`` has the page of a flow that holds). Mutant: that page
+    with another headline."""
+    bad = tmp_path / "bad.html"
     monkeypatch.setattr("contraflow.lipschitz.PreparedChain.certified_bound", lambda self: 1.2)
     (run / "evaluation.json").unlink(missing_ok=True)
     capsys.readouterr()
     assert main(["report", str(run), "--out", str(bad)]) == 0
     assert "NOT certified" in capsys.readouterr().err
-    before, after = good.read_text(), bad.read_text()
-    assert "proves that the flow is invertible" in before
-    assert "NOT certified" not in before
-    assert "The error bound is proved" in before
+    after = bad.read_text()
     assert "invertible" not in after
     assert "proved, in data units" not in after
     assert "not proved to be a density" in after

@@ -232,7 +232,9 @@ class ResidualBlock(Transform):
         if proved is None:
             estimate = getattr(prepared, "lipschitz_estimate", None)
             method = "not proved" if estimate is None else "an estimate, not proved"
-        contracts = proved is not None and 0 <= proved < 1
+        inverse = None
+        if proved is not None and 0 <= proved < 1:
+            inverse = math.nextafter(1 / (1 - proved), math.inf)
         # Round up: a bound may loosen, never tighten.
         return [
             BlockCertificate(
@@ -240,7 +242,7 @@ class ResidualBlock(Transform):
                 lipschitz=proved,
                 method=method,
                 forward=None if proved is None else math.nextafter(1 + proved, math.inf),
-                inverse=math.nextafter(1 / (1 - proved), math.inf) if contracts else None,
+                inverse=inverse,
                 contractive=True,
                 estimate=estimate,
                 tolerance=self._tolerance(next(self.branch.parameters(), torch.empty(0)).dtype),
