@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import warnings
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def chain_of(flow: Flow) -> Sequential:
 def test_a_residual_in_any_block_moves_the_data_by_at_most_its_gain() -> None:
     """Residuals of norm 1e-4 to 10, in random directions and in the one that the Jacobian
     of the rest stretches most, in every block of six random flows. Mutant: a gain without
-    the earlier blocks', or without 1/(1 - L)."""
+    the earlier blocks'."""
     closest = 0.0
     for seed in range(6):
         chain = chain_of(random_flow(seed, (0.5, 0.9, 0.98)[seed % 3]))
@@ -246,18 +247,23 @@ def test_an_overflow_is_null_and_says_so() -> None:
 
 
 def test_products_and_sums_round_up() -> None:
-    """Ten factors of 1/(1 - .1): never below the exact product. Mutant: rounding to nearest."""
-    from fractions import Fraction
-
-    chain = Sequential(*(ResidualBlock(ScaleBranch(0.1, 0.1)) for _ in range(10)))
-    certificate = cf.certify(chain)
-    exact = 1 / (1 - Fraction(0.1))
-    assert certificate.lipschitz_inverse is not None
-    assert Fraction(certificate.lipschitz_inverse) >= exact**10
-    assert certificate.lipschitz_inverse <= float(exact**10) * (1 + 1e-14)
-    for block, power in zip(certificate.blocks, range(1, 11), strict=True):
+    """Twenty factors against exact arithmetic. Mutant: products to nearest."""
+    factors = [1 + 0.1 * i for i in range(1, 21)]
+    stated = [BlockCertificate(f"{i}", inverse=f, tolerance=0.1) for i, f in enumerate(factors)]
+    certificate = cf.certify(Sequential(*map(Stated, stated)))
+    exact, total = Fraction(1), Fraction(0)
+    for block, factor in zip(certificate.blocks, factors, strict=True):
+        exact *= Fraction(factor)
+        total += Fraction(0.1) * exact
         assert block.residual_gain is not None
-        assert Fraction(block.residual_gain) >= exact**power
+        assert exact <= Fraction(block.residual_gain) <= exact * (1 + Fraction(1e-14))
+    assert certificate.residual_error is not None
+    assert total <= Fraction(certificate.residual_error) <= total * (1 + Fraction(1e-14))
+    # And 1 / (1 - L) itself.
+    for bound in (0.1, 0.3, 0.7, 0.9, 0.98):
+        (block,) = cf.certify(ResidualBlock(ScaleBranch(bound, bound))).blocks
+        assert block.inverse is not None
+        assert Fraction(block.inverse) * (1 - Fraction(bound)) >= 1
 
 
 # --- who is certified ---------------------------------------------------------------------
