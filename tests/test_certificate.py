@@ -357,6 +357,11 @@ def test_the_table_never_shows_a_bound_as_one() -> None:
     assert float(row[1]) < 1
     assert float(row[1]) >= 1 - 1e-9
     assert "certified" in text
+    # Nor any other bound as less than it is. Mutant: ``f"{bound:.4g}"``.
+    for bound in (1.00011, 1234.4, 3.3331e9, 2.0):
+        block = BlockCertificate("b", forward=bound, inverse=bound)
+        shown = str(cf.certify(Sequential(Stated(block)))).splitlines()[1].split()[2:5]
+        assert all(bound <= float(cell) <= 1.001 * bound for cell in shown)
 
 
 # --- a flow that fails is never called invertible -----------------------------------------
@@ -453,6 +458,7 @@ def test_the_report_of_a_flow_that_fails(
     assert "invertible" not in after
     assert "proved, in data units" not in after
     assert "not proved to be a density" in after
+    assert "of its probability inside" not in after
     assert after.count('class="verdict bad"') == 3  # likelihood, reconstruction, certificate
     assert after.count("of these rows only: nothing is proved") == 2
 

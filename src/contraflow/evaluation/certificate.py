@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from decimal import ROUND_CEILING, Decimal
 from fractions import Fraction
 from typing import Any
 
@@ -298,8 +299,17 @@ def _up(bound: float) -> str:
 
 
 def _or_dash(bound: float | None) -> str:
-    return "-" if bound is None else f"{bound:.4g}"
+    return "-" if bound is None else _rounded_up(bound)
 
 
 def _shown(bound: float | None) -> str:
-    return "no bound known" if bound is None else f"{bound:.4g}"
+    return "no bound known" if bound is None else _rounded_up(bound)
+
+
+def _rounded_up(bound: float) -> str:
+    """Show four digits, rounded up: a bound may loosen, never tighten."""
+    exact = Decimal(bound)
+    if not exact.is_finite() or not exact:
+        return f"{bound:g}"
+    digit = Decimal(1).scaleb(exact.adjusted() - 3)
+    return f"{float(exact.quantize(digit, rounding=ROUND_CEILING)):.4g}"
