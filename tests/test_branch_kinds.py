@@ -594,7 +594,7 @@ def test_mixed_norms_are_never_certified(kind: str):
     block = ResidualBlock(branch)
     (certificate,) = block.certificates("g")
     assert certificate.lipschitz is certificate.forward is certificate.inverse is None
-    assert certificate.method == "mixed norms are estimates"
+    assert certificate.method == "an estimate, not proved"
     assert not cf.certify(block).certified
     assert "NOT certified" in str(cf.certify(block))
     for parameter in branch.parameters():

@@ -65,7 +65,13 @@ def test_sample_json_names_file_rows_and_columns(
     out = tmp_path / "s.npy"
     assert main(["sample", str(run), "-n", "3", "--out", str(out), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result == {"out": str(out), "rows": 3, "columns": None}
+    assert result == {
+        "out": str(out),
+        "rows": 3,
+        "columns": None,
+        "certified": True,
+        "warning": None,
+    }
 
 
 def test_presets_json_names_every_preset_with_its_size(capsys: pytest.CaptureFixture) -> None:

@@ -136,6 +136,8 @@ def damaged(source: random.Random, data: bytes) -> bytes:
     """Flip, insert, delete and cut at random places."""
     changed = bytearray(data)
     for _ in range(source.choice((1, 1, 2, 8))):
+        if not changed:  # cut away
+            break
         # Half of the places in the header, which is the smaller part.
         at = source.randrange(len(changed) if source.random() < 0.5 else min(2000, len(changed)))
         match source.randrange(4):

@@ -21,7 +21,7 @@ from contraflow import registry
 from contraflow._files import written_beside
 from contraflow._version import __version__
 from contraflow.errors import LoadError, in_brief
-from contraflow.evaluation.certificate import certify
+from contraflow.evaluation.certificate import Certificate, certify
 from contraflow.flow import Flow
 from contraflow.transform import Transform
 
@@ -72,7 +72,7 @@ def load(path: str | os.PathLike[str], *, types: Iterable[type] = ()) -> Flow:
     and its shapes and dtypes are compared with the file's: a damaged or hostile header cannot
     allocate more than the file holds.
 
-    A flow that is not certified is loaded with a warning that says so.
+    A flow that is not certified is loaded with a ``UserWarning`` that names its blocks.
 
     Args:
         path: a file that ``save`` wrote.
@@ -89,19 +89,34 @@ def load(path: str | os.PathLike[str], *, types: Iterable[type] = ()) -> Flow:
         >>> type(cf.load(path)).__name__
         'MAF'
     """
+    flow, certificate = load_certified(path, types=types)
+    if certificate.warning:
+        warnings.warn(f"{path}: {certificate.warning}", stacklevel=2)
+    return flow
+
+
+def load_certified(
+    path: str | os.PathLike[str], *, types: Iterable[type] = ()
+) -> tuple[Flow, Certificate]:
+    """Read a flow back as ``load`` does, with the certificate of the weights that were read.
+
+    No warning is given: whoever calls this looks at ``certificate.warning``.
+
+    Args:
+        path: a file that ``save`` wrote.
+        types: as in ``load``.
+
+    Raises:
+        LoadError: as in ``load``.
+    """
     header, tensors = _read(path)
     flow = _build(path, header["configuration"], tuple(types), len(tensors))
     _check_tensors(path, flow, tensors)
     _check_digest(path, header, tensors)
     flow.load_state_dict(tensors, assign=True)
     _check_whole(path, flow)
-    if not _is_certified(path, flow):
-        warnings.warn(
-            f"{path}: this flow is NOT certified: print(certify(flow)) shows which block is not "
-            "proved, flow.enforce_bounds_() rescales contractive blocks.",
-            stacklevel=2,
-        )
-    return flow.eval()
+    certificate = _examined(path, flow)
+    return flow.eval(), certificate
 
 
 class _Frugal(TorchFunctionMode):
@@ -169,8 +184,8 @@ def _check_tensors(
             )
 
 
-def _is_certified(path: str | os.PathLike[str], flow: Flow) -> bool:
-    """Tell whether the flow is certified, after a look at what every use of it begins with."""
+def _examined(path: str | os.PathLike[str], flow: Flow) -> Certificate:
+    """Return the flow's certificate, after a look at what every use of it begins with."""
     try:
         for part in flow.modules():
             if isinstance(part, Transform):
@@ -181,7 +196,7 @@ def _is_certified(path: str | os.PathLike[str], flow: Flow) -> bool:
                 raise ValueError("a bias bound that is no number")
         if flow.transform.domain.unbounded is None:
             raise ValueError("a domain that is none")
-        return certify(flow).certified
+        return certify(flow)
     except Exception as error:
         raise LoadError(
             f"{path}: holds no usable flow ({in_brief(error)}); it is damaged or was edited."

@@ -22,11 +22,19 @@ class BlockCertificate:
 
     Args:
         name: its place in the flow.
-        lipschitz: proved bound L of its contractive branch; None for a closed form.
+        lipschitz: proved bound L of its contractive branch; None for a closed form, and where
+            nothing is proved.
         method: how L was proved, or "closed form".
-        forward: bound of Lip(f) on the data side; None where none is known.
+        forward: bound of Lip(f), l2 norm; None where none is known.
         inverse: bound of Lip(f^-1); None where none is known.
         contractive: whether invertibility rests on ``lipschitz`` being below 1.
+        estimate: what L is guessed to be where it is not proved; it certifies nothing.
+        tolerance: largest residual |z - f(x)| that the solver of the inverse accepts, l2, in
+            the units of z; 0 where the inverse is a formula, None where nothing is known.
+        residual_gain: how far the data move, l2 in data units, for a residual of norm 1 in
+            this block; ``certify`` fills it in, None where no bound is known.
+        rounding_gain: how far the data move when values of norm 1 on either side of this
+            block are rounded in the flow's dtype; likewise.
     """
 
     name: str
@@ -35,6 +43,15 @@ class BlockCertificate:
     forward: float | None = None
     inverse: float | None = None
     contractive: bool = False
+    estimate: float | None = None
+    tolerance: float | None = 0.0
+    residual_gain: float | None = None
+    rounding_gain: float | None = None
+
+    @property
+    def fails(self) -> bool:
+        """Tell whether the block needs a bound below 1 and has none."""
+        return self.contractive and not (self.lipschitz is not None and 0 <= self.lipschitz < 1)
 
 
 class Transform(nn.Module):
@@ -133,7 +150,7 @@ class Transform(nn.Module):
         """Return what is proved of this transform, in forward order."""
         if self.closed_form:
             return [BlockCertificate(name)]
-        return [BlockCertificate(name, method="nothing stated", contractive=True)]
+        return [BlockCertificate(name, method="nothing stated", contractive=True, tolerance=None)]
 
     def initialise_from(self, x: Tensor, context: Tensor | None = None) -> None:
         """Set data-dependent parameters from a batch; the default has none."""
@@ -407,7 +424,7 @@ class Inverse(Transform):
     def certificates(self, name: str) -> list[BlockCertificate]:
         """Return the inner certificates with the two directions exchanged."""
         return [
-            replace(c, forward=c.inverse, inverse=c.forward)
+            replace(c, forward=c.inverse, inverse=c.forward, tolerance=_tolerance_back(c))
             for c in reversed(self.transform.certificates(name))
         ]
 
@@ -417,3 +434,8 @@ class Inverse(Transform):
     def enforce_bounds_(self) -> None:
         """Rescale the inner transform."""
         self.transform.enforce_bounds_()
+
+
+def _tolerance_back(block: BlockCertificate) -> float | None:
+    """Return the tolerance of the other direction: id + g runs forward by its formula."""
+    return 0.0 if block.contractive and block.tolerance else block.tolerance

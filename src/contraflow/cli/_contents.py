@@ -14,7 +14,7 @@ from contraflow.cli._run import Run, inputs, spread
 from contraflow.cli.evaluate import evaluate
 from contraflow.data import Part
 from contraflow.errors import ConfigurationError, ContraflowError, DataError
-from contraflow.evaluation import calibrate, certify, reconstruct
+from contraflow.evaluation import calibrate, reconstruct
 from contraflow.flow import Flow
 from contraflow.report import (
     Draw,
@@ -77,7 +77,7 @@ def gather(
         The contents, and whether a part of them failed. Missing data are no failure: the
         sections that need them say how to get them.
     """
-    flow, reasons = run.flow(), Reasons(run)
+    (flow, certificate), reasons = run.flow(), Reasons(run)
     plane = flow.event_shape == (2,)
     part = reasons.attempt("Data", lambda: run.splits(data_root).test)
     if part is None:
@@ -107,7 +107,7 @@ def gather(
         environment={key: str(value) for key, value in metadata.get("environment", {}).items()},
         metrics=reasons.attempt("Training", lambda: _metrics(run)) or (),
         evaluation=_evaluation(run, part, data_root, reasons),
-        certificate=certify(flow).to_json(),
+        certificate=certificate.to_json(),
         data=None if start is None else start.numpy(),
         samples=None if draw is None else draw.x.numpy(),
         reconstructions=None if back is None else back.numpy(),
@@ -123,7 +123,7 @@ def gather(
         calibration=None
         if part is None or brief
         else reasons.attempt("Calibration", lambda: _calibration(flow, part, generator)),
-        picked=() if brief else _picked(flow, part, draw, reasons),
+        picked=() if brief else _picked(flow, part, draw, reasons, certificate.certified),
         flow=type(flow).__name__,
         data_set=_data_set(settings.get("data")),
         data_options=json.dumps(_data_options(settings.get("data")), sort_keys=True),
@@ -186,18 +186,18 @@ def _calibration(flow: Flow, part: Part, generator: torch.Generator) -> Any:
 
 
 def _picked(
-    flow: Flow, part: Part | None, draw: Draw | None, reasons: Reasons
+    flow: Flow, part: Part | None, draw: Draw | None, reasons: Reasons, certified: bool
 ) -> tuple[Picked, ...]:
     section, generator = "Slowest and least likely", torch.Generator().manual_seed(1)
     found: list[Picked | None] = []
     if draw is not None:
-        found.append(pick_slowest(draw))
+        found.append(pick_slowest(draw, proved=certified))
         found.append(
             reasons.attempt(
                 section,
                 lambda: pick_least_likely(
                     flow, draw.x, draw.context, title="Least likely samples", what="samples",
-                    facts=draw.facts(), generator=generator,
+                    facts=draw.facts(proved=certified), generator=generator,
                 ),
             )
         )  # fmt: skip

@@ -19,8 +19,9 @@ from contraflow._files import written_beside
 from contraflow.cli._yaml import read_yaml
 from contraflow.data import Part, Splits
 from contraflow.errors import ConfigurationError, nearest
+from contraflow.evaluation import Certificate
 from contraflow.flow import Flow
-from contraflow.serialization import load, read_metadata
+from contraflow.serialization import load_certified, read_metadata
 
 
 @dataclass(frozen=True)
@@ -98,9 +99,12 @@ class Run:
                 "for its end."
             ) from None
 
-    def flow(self) -> Flow:
-        """Load the model, in ``eval()`` mode."""
-        return load(self.model)
+    def flow(self) -> tuple[Flow, Certificate]:
+        """Load the model, in ``eval()`` mode, with its certificate; warn if it is not certified."""
+        flow, certificate = load_certified(self.model)
+        if certificate.warning:
+            warnings.warn(f"{self.model}: {certificate.warning}", stacklevel=2)
+        return flow, certificate
 
     def settings(self) -> dict[str, Any]:
         """Read the configuration as plain data.

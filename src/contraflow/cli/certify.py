@@ -7,14 +7,13 @@ from collections.abc import Sequence
 
 from contraflow.cli._parser import Parser, command_parser
 from contraflow.cli._run import keep_json, open_run
-from contraflow.evaluation import certify
 
 
 def run(words: Sequence[str]) -> int:
     """Print the certificate and keep it; returns 1 if the flow is not certified."""
     options = parser().parse_args(list(words))
     folder = open_run(options.run)
-    certificate = certify(folder.flow())
+    _, certificate = folder.flow()
     result = certificate.to_json()
     print(json.dumps(result, indent=2) if options.json else certificate, flush=True)
     keep_json(folder.certificate, result)

@@ -84,7 +84,7 @@ def evaluate(
         )
     if limit is not None and limit < 1:
         raise ConfigurationError(f"--limit {limit}; expected 1 row or more.")
-    flow = folder.flow()
+    flow, certificate = folder.flow()
     part: Part = getattr(folder.splits(data_root), split)
     part = spread(part, limit)
     x, context = inputs(part, flow)
@@ -107,6 +107,8 @@ def evaluate(
             flow, x, context, dtype=torch.float64, generator=generator
         ),
         "round_trip_rows": len(x),
+        "certified": certificate.certified,
+        "warning": certificate.warning,
         "model": folder.digest(),
     }
 
@@ -115,11 +117,12 @@ def describe(result: dict[str, Any]) -> str:
     """Return the evaluation in words."""
     unit = "bits/dim" if result["unit"] == "bits_per_dim" else "nats"
     bias = f", |bias| <= {result['bias_bound']:.1e}" if result["bias_bound"] else ""
+    warning = f"\n{result['warning']}" if result["warning"] else ""
     return (
         f"{result['split']}: {result['value']:.4f} {unit}, {result['kind']} "
         f"(standard error {result['stderr']:.1e} Monte Carlo over {result['draws']} draws, "
         f"{result['stderr_data'] or math.nan:.1e} from {result['n']} rows{bias})\n"
         f"round trip over {result['round_trip_rows']} rows: largest error "
         f"{result['round_trip_error']:.1e} as saved, "
-        f"{result['round_trip_error_float64']:.1e} in float64, data units"
+        f"{result['round_trip_error_float64']:.1e} in float64, data units{warning}"
     )

@@ -27,7 +27,7 @@ def run(words: Sequence[str]) -> int:
     """Draw samples and write them."""
     options = parser().parse_args(list(words))
     folder = open_run(options.run)
-    flow = folder.flow()
+    flow, certificate = folder.flow()
     if options.number < 1:
         raise ConfigurationError(f"-n {options.number}; expected 1 or more.")
     out = Path(options.out) if options.out else folder.samples
@@ -52,7 +52,13 @@ def run(words: Sequence[str]) -> int:
             for rows in _draws(flow, options.number, context, options.seed):
                 writer.write({"samples": rows} if out.suffix == ".npy" else _columns(rows, names))
                 progress.add(len(rows))
-    written = {"out": str(out), "rows": count, "columns": names and list(names)}
+    written = {
+        "out": str(out),
+        "rows": count,
+        "columns": names and list(names),
+        "certified": certificate.certified,
+        "warning": certificate.warning,
+    }
     print(json.dumps(written) if options.json else out)
     return 0
 

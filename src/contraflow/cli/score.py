@@ -34,7 +34,7 @@ def run(words: Sequence[str]) -> int:
     if options.json and not options.out:
         raise ConfigurationError("--json needs --out: standard output holds the scores.")
     folder = open_run(options.run)
-    flow, metadata = folder.flow(), folder.metadata()
+    (flow, certificate), metadata = folder.flow(), folder.metadata()
     chunk = max(64, min(2**16, _NUMBERS // flow.size))
     total, pieces = rows_of_events(options.file, metadata.get("columns"), flow.event_shape, chunk)
     contexts = _contexts(
@@ -62,6 +62,8 @@ def run(words: Sequence[str]) -> int:
         "kind": str(flow.kind),
         "bias_bound": flow.likelihood.bias_bound,
         **summary.to_json(),
+        "certified": certificate.certified,
+        "warning": certificate.warning,
     }
     if options.json:
         print(json.dumps(result))

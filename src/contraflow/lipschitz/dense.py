@@ -43,7 +43,7 @@ class PreparedDense:
         lipschitz: the bound L asked for.
     """
 
-    method = "product of certified norms of dense layers"
+    certified_method = "product of certified norms of dense layers"
 
     def __init__(
         self,

@@ -101,8 +101,12 @@ def _largest(x: Tensor) -> Tensor:
 class PreparedMixedNorms(PreparedChain):
     """A chain whose bound is an estimate: it is never certified."""
 
-    method = "mixed norms are estimates"
     proved = False
+
+    @property
+    def lipschitz_estimate(self) -> float:
+        """Return the bound asked for, in mixed norms, which estimates hold it to."""
+        return self.lipschitz
 
     def rows(self, index: Tensor) -> PreparedMixedNorms:
         """Return the chain for the batch rows in ``index``."""

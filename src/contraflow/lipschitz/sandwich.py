@@ -44,7 +44,7 @@ class PreparedSandwich(PreparedChain):
             the proof.
     """
 
-    method = "semidefinite bound of the composition"
+    certified_method = "semidefinite bound of the composition"
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ from contraflow.report._page import missing, picture, table
 from contraflow.report._points import column_names
 from contraflow.report._tables import MOST_MARGINALS, MOST_PAIRS
 from contraflow.report._text import bound, number
+from contraflow.report._verdict import judge
 from contraflow.report.contents import Picked, ReportContents
 
 _MOST_CELLS = 16  # columns of a row that are listed
@@ -132,12 +133,18 @@ def stages_section(contents: ReportContents) -> str:
     )
     if stages.circles is None:
         return forward
+    proved = judge(contents.certificate).mood != "bad"
+    shares = (
+        "The flow puts 39.3%, 86.5% and 98.9% of its probability inside the three curves."
+        if proved
+        else "How much probability lies inside the curves is not known: the flow is NOT certified."
+    )
     return forward + picture(
         lambda theme, width: plots.lattice_plot(stages, width=width, theme=theme),
         "Circles and rays of the latent space carried back to the data",
         "Backward: circles of radius 1, 2 and 3 and rays of the latent space, carried to the data "
-        "by the inverse, in the same spaces as above; colour is the latent angle. The flow puts "
-        "39.3%, 86.5% and 98.9% of its probability inside the three curves. Grey: held-out rows.",
+        "by the inverse, in the same spaces as above; colour is the latent angle. "
+        f"{shares} Grey: held-out rows.",
     )
 
 
@@ -245,8 +252,8 @@ def _tiles(images: np.ndarray, caption: str, value_range: tuple[float, float]) -
     )
 
 
-def reconstruction_section(contents: ReportContents) -> str:
-    """Return what forward and inverse make of held-out rows."""
+def reconstruction_section(contents: ReportContents, warned: str = "") -> str:
+    """Return what forward and inverse make of held-out rows, a warning before it."""
     data, reconstructions = contents.data, contents.reconstructions
     if data is None or reconstructions is None or not len(reconstructions):
         reason = contents.missing.get("Reconstruction")
@@ -258,16 +265,16 @@ def reconstruction_section(contents: ReportContents) -> str:
         f"in the data's units, over {number(len(reconstructions))} examples."
     )
     if largest == 0:
-        return f"<p>{html.escape(caption)}</p>"
+        return f"{warned}<p>{html.escape(caption)}</p>"
     if data.ndim in (3, 4):
-        return picture(
+        return warned + picture(
             lambda theme, width: plots.reconstruction_strip(
                 data, reconstructions, limit=round(1.7 * width), width=width, theme=theme
             ),
             "Data, reconstructions and absolute errors",
             caption,
         )
-    return picture(
+    return warned + picture(
         lambda theme, width: plots.reconstruction_errors(
             data, reconstructions, width=width, theme=theme
         ),

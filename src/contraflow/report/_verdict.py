@@ -98,16 +98,29 @@ def _failure(
         )
         summary = f"{len(failing)} of {_count(len(bounded), 'bound')} not below 1"
     elif unproved:
+        guessed = sum(block.get("estimate") is not None for block in blocks_of(certificate))
         reason = f"{_count(unproved, 'block')} {_has(unproved)} no bound."
+        if guessed:
+            reason += f" {_count(guessed, 'block')} {_has(guessed)} an estimate only."
         summary = f"{_count(unproved, 'block')} without a bound"
     else:
         reason = "The certificate gives no reason."
         summary = "no reason given"
     advice = (
-        " Nothing proves that this flow has an inverse, or that its likelihood is normalised. "
-        "Save it again after flow.enforce_bounds_(), then repeat contraflow certify."
+        " Nothing proves that this flow has an inverse, nor that its likelihood is that of a "
+        "density. Save it again after flow.enforce_bounds_(), then repeat contraflow certify."
     )
     return Verdict("NOT certified", summary, f"NOT certified. {reason}{advice}", "bad")
+
+
+def caution(verdict: Verdict) -> str:
+    """Return what a likelihood, or a round trip, of this flow does not mean; empty if certified."""
+    if verdict.mood != "bad":
+        return ""
+    return (
+        "NOT certified: nothing proves that this flow has an inverse, nor that its likelihood is "
+        "that of a density. What is shown here was measured on these rows and holds for no others."
+    )
 
 
 def blocks_of(certificate: Mapping[str, object]) -> list[Mapping[str, object]]:

@@ -74,9 +74,22 @@ def remarks(runs: Sequence[ReportContents]) -> list[str]:
     return found
 
 
+def _unproved(names: Sequence[str], runs: Sequence[ReportContents]) -> list[str]:
+    """Return what is to be said of the runs that are not certified."""
+    pairs = zip(names, runs, strict=True)
+    failing = [name for name, run in pairs if judge(run.certificate).mood == "bad"]
+    if not failing:
+        return []
+    return [
+        f"NOT certified: {', '.join(failing)}. Nothing proves that these flows have inverses, nor "
+        "that their likelihoods are those of densities."
+    ]
+
+
 def _values(names: Sequence[str], runs: Sequence[ReportContents]) -> str:
     notes = "".join(
-        f'<p class="verdict bad">{html.escape(remark)}</p>\n' for remark in remarks(runs)
+        f'<p class="verdict bad">{html.escape(remark)}</p>\n'
+        for remark in [*remarks(runs), *_unproved(names, runs)]
     )
     rows = [_row(name, run) for name, run in zip(names, runs, strict=True)]
     absent = [

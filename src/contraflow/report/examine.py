@@ -43,11 +43,16 @@ class Draw:
     residual: Tensor
     error_bound: Tensor
 
-    def facts(self) -> dict[str, Tensor]:
-        """Return what is known of each solve; nothing where the inverse is a formula."""
+    def facts(self, *, proved: bool = True) -> dict[str, Tensor]:
+        """Return what is known of each solve; nothing where the inverse is a formula.
+
+        Args:
+            proved: the flow is certified; otherwise ``error_bound`` bounds nothing.
+        """
         if not bool(self.steps.any()):
             return {}
-        return {"steps": self.steps, "residual": self.residual, "error bound": self.error_bound}
+        measured = {"steps": self.steps, "residual": self.residual}
+        return {**measured, "error bound": self.error_bound} if proved else measured
 
 
 @torch.no_grad()
@@ -83,20 +88,31 @@ def draw_samples(
     )
 
 
-def pick_slowest(draw: Draw, count: int = 8) -> Picked | None:
-    """Return the samples whose inverse took the most steps; None if it is a formula."""
+def pick_slowest(draw: Draw, count: int = 8, *, proved: bool = True) -> Picked | None:
+    """Return the samples whose inverse took the most steps; None if it is a formula.
+
+    Args:
+        draw: the samples.
+        count: how many to return.
+        proved: the flow is certified, and the error bounds are bounds.
+    """
     if not draw.facts():
         return None
     rows = draw.steps.argsort(descending=True, stable=True)[:count]
     typical = int(draw.steps.median())
+    meaning = (
+        "The error bound is proved, in data units: each block's residual, stretched as far as the "
+        "blocks between it and the data could."
+        if proved
+        else "The flow is NOT certified, so a small residual bounds no error."
+    )
     return Picked(
         "Slowest samples",
         f"The {len(rows)} of {len(draw.x)} samples whose inverse took the most evaluations of "
-        f"residual branches, summed over the blocks; the median is {typical}. The error bound is "
-        "proved, in data units: each block's residual, stretched as far as the blocks between it "
-        "and the data could. Reconstruction, below, measures the errors that are made.",
+        f"residual branches, summed over the blocks; the median is {typical}. {meaning} "
+        "Reconstruction, below, measures the errors that are made.",
         draw.x[rows].numpy(),
-        {name: values[rows].tolist() for name, values in draw.facts().items()},
+        {name: values[rows].tolist() for name, values in draw.facts(proved=proved).items()},
         None if draw.context is None else draw.context[rows].numpy(),
     )
 

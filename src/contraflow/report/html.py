@@ -17,6 +17,7 @@ from contraflow.report._verdict import (
     Verdict,
     blocks_of,
     bounded_blocks,
+    caution,
     fails,
     judge,
     rests_on_bound,
@@ -60,13 +61,18 @@ def render_report(contents: ReportContents) -> str:
         (True, True)
     """
     verdict = judge(contents.certificate)
+    unproved = caution(verdict)
+    warned = f'<p class="verdict bad">{html.escape(unproved)}</p>\n' if unproved else ""
     sections = [
-        ("Likelihood", _likelihood(contents.evaluation, contents.missing.get("Likelihood"))),
+        (
+            "Likelihood",
+            _likelihood(contents.evaluation, contents.missing.get("Likelihood"), warned),
+        ),
         ("Samples", samples_section(contents)),
         ("Flow of points", stages_section(contents)),
         ("Calibration", calibration_section(contents)),
         ("Slowest and least likely", picked_section(contents)),
-        ("Reconstruction", reconstruction_section(contents)),
+        ("Reconstruction", reconstruction_section(contents, warned)),
         ("Training", _training(contents.metrics)),
         ("Certificate", _certificate(contents.certificate, verdict)),
         ("Configuration", _configuration(contents.configuration)),
@@ -95,7 +101,7 @@ def about(contents: ReportContents) -> str:
 def _headline(contents: ReportContents, verdict: Verdict) -> str:
     evaluation, certificate = contents.evaluation, contents.certificate
     tiles = [
-        *_likelihood_tile(evaluation),
+        *_likelihood_tile(evaluation, verdict),
         tile("Certificate", verdict.headline, verdict.summary, verdict.mood),
     ]
     measured = evaluation or {}
@@ -107,11 +113,14 @@ def _headline(contents: ReportContents, verdict: Verdict) -> str:
         error = measured.get(key)
         figure = "not measured" if error is None else html.escape(number(error, 2))
         mood = "absent" if error is None else "" if finite(error) is not None else "bad"
-        tiles.append(tile(label, figure, "largest |error|, data units", mood))
+        note = "largest |error|, data units"
+        if verdict.mood == "bad":
+            note, mood = f"{note}\nof these rows only: nothing is proved", mood or "bad"
+        tiles.append(tile(label, figure, note, mood))
     return f'<dl class="headline">\n{"".join(tiles)}</dl>'
 
 
-def _likelihood_tile(evaluation: Mapping[str, object] | None) -> list[str]:
+def _likelihood_tile(evaluation: Mapping[str, object] | None, verdict: Verdict) -> list[str]:
     if evaluation is None:
         return [tile("Likelihood", "not evaluated", "run contraflow evaluate RUN", "absent")]
     value, stderr, spread = (evaluation.get(key) for key in ("value", "stderr", "stderr_data"))
@@ -125,15 +134,20 @@ def _likelihood_tile(evaluation: Mapping[str, object] | None) -> list[str]:
     ]
     if bias:
         errors.append(f"bias ≤\u00a0{bound(bias, 2)}")
+    if unproved := verdict.mood == "bad":
+        errors.append("not proved to be a density")
     note = "\n".join([text(evaluation, "kind", "kind not given").replace("_", " "), *errors])
     split = text(evaluation, "split", "test").capitalize()
-    return [tile(f"{split} value", figure, note, "" if finite(value) is not None else "bad")]
+    mood = "bad" if unproved or finite(value) is None else ""
+    return [tile(f"{split} value", figure, note, mood)]
 
 
 # The sections
 
 
-def _likelihood(evaluation: Mapping[str, object] | None, reason: str | None) -> str:
+def _likelihood(
+    evaluation: Mapping[str, object] | None, reason: str | None, warned: str = ""
+) -> str:
     if evaluation is None:
         return missing("The likelihood was not evaluated.", "contraflow evaluate RUN", reason)
     unit = unit_of(evaluation)
@@ -168,7 +182,8 @@ def _likelihood(evaluation: Mapping[str, object] | None, reason: str | None) -> 
         f'<td class="remark">{html.escape(remark)}</td></tr>\n'
         for name, value, remark in rows
     )
-    return f'<div class="scroll"><table class="explained"><tbody>\n{body}</tbody></table></div>'
+    explained = f'<table class="explained"><tbody>\n{body}</tbody></table>'
+    return f'{warned}<div class="scroll">{explained}</div>'
 
 
 def _training(metrics: Sequence[Mapping[str, float]]) -> str:
@@ -206,6 +221,16 @@ def _certificate(certificate: Mapping[str, object] | None, verdict: Verdict) -> 
                 "lipschitz_inverse",
                 "largest growth of an error, latent to data",
             ),
+            (
+                "Error of x",
+                "residual_error",
+                "worst l2 error of the inverse, data units, at the solvers' tolerances",
+            ),
+            (
+                "Rounding of x",
+                "rounding_gain",
+                "worst l2 error for a unit in the last place in every block, values of norm 1",
+            ),
         )
     )
     parts.append(
@@ -227,11 +252,14 @@ def _block_table(certificate: Mapping[str, object]) -> str:
             f'<tr class="{"bad" if fails(block) else ""}">'
             f'<th scope="row" class="name">{html.escape(text(block, "name", "unnamed"))}</th>'
             f'<td class="number">{html.escape(shown)}</td>'
+            f'<td class="number">{html.escape(_bound(block.get("residual_gain")))}</td>'
             f"<td>{html.escape(text(block, 'method'))}</td></tr>\n"
         )
     table = (
         '<div class="scroll"><table><thead><tr><th scope="col">Block</th>'
-        '<th scope="col" class="number">Bound</th><th scope="col">Method</th></tr></thead>'
+        '<th scope="col" class="number">Bound</th>'
+        '<th scope="col" class="number">Error of x per residual</th>'
+        '<th scope="col">Method</th></tr></thead>'
         f"<tbody>\n{''.join(rows)}</tbody></table></div>"
     )
     if len(rows) <= 16:

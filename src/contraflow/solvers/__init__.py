@@ -3,6 +3,7 @@
 from contraflow.solvers.anderson import Anderson
 from contraflow.solvers.auto import Auto
 from contraflow.solvers.broyden import Broyden
+from contraflow.solvers.chandrupatla import Chandrupatla, find_root, monotone_root
 from contraflow.solvers.driver import default_atol, solve
 from contraflow.solvers.implicit import attach_root
 from contraflow.solvers.inexact_newton import InexactNewton
@@ -16,6 +17,7 @@ __all__ = [
     "Anderson",
     "Auto",
     "Broyden",
+    "Chandrupatla",
     "InexactNewton",
     "Iterate",
     "Newton",
@@ -26,5 +28,7 @@ __all__ = [
     "Solver",
     "attach_root",
     "default_atol",
+    "find_root",
+    "monotone_root",
     "solve",
 ]

@@ -204,14 +204,16 @@ class FactorOut(Transform):
         return self.inner.likelihood(self._half)
 
     def certificates(self, name: str) -> list[BlockCertificate]:
-        """Return the inner certificates; with a prior the whole has no Lipschitz bound."""
-        found = [
+        """Return the inner certificates; with a prior the whole has no Lipschitz bound.
+
+        The prior comes first: ``forward`` is (a, b) -> (a, prior(b; a)), then the inner
+        transform of a, so an error of the inner inverse passes through the prior's.
+        """
+        found = [] if self.prior is None else self.prior.certificates(f"{name}.prior")
+        return found + [
             replace(c, forward=_at_least_1(c.forward), inverse=_at_least_1(c.inverse))
             for c in self.inner.certificates(f"{name}.inner")
         ]
-        if self.prior is not None:
-            found += self.prior.certificates(f"{name}.prior")
-        return found
 
     def initialise_from(self, x: Tensor, context: Tensor | None = None) -> None:
         """Initialise the inner transform from the half that stays."""

@@ -16,7 +16,7 @@ from contraflow.kinds import Likelihood
 from contraflow.lipschitz import Branch, PreparedBranch
 from contraflow.logdet import Exact, LogDet, NestedRoulette, Roulette
 from contraflow.registry import register
-from contraflow.solvers import Auto, Solution, Solver, attach_root, solve
+from contraflow.solvers import Auto, Solution, Solver, attach_root, default_atol, solve
 from contraflow.transform import BlockCertificate, Transform
 
 
@@ -180,20 +180,47 @@ class ResidualBlock(Transform):
 
     @torch.no_grad()
     def certificates(self, name: str) -> list[BlockCertificate]:
-        """Prove the bound of the weights as prepared, in float64."""
-        prepared = self.branch.prepare(self._any_context())
+        """Prove the bound of the weights as prepared, in float64.
+
+        What a branch prepares may say by ``certified_method`` how its bound was proved, and by
+        ``lipschitz_estimate`` what it guesses where it proves nothing.
+        """
+        try:
+            prepared = self.branch.prepare(self._any_context())
+        except NotContractiveError:
+            method = f"refused: the branch asks for L = {self.branch.lipschitz:g}"
+            return [BlockCertificate(name, method=method, contractive=True, tolerance=None)]
         bound = prepared.certified_bound()
-        contracts = bound < 1
+        method = getattr(prepared, "certified_method", "product of certified layer norms")
+        estimate, proved = None, bound if math.isfinite(bound) else None
+        if proved is None:
+            estimate = getattr(prepared, "lipschitz_estimate", None)
+            method = "not proved" if estimate is None else "an estimate, not proved"
+        inverse = None
+        if proved is not None and 0 <= proved < 1:
+            inverse = math.nextafter(1 / (1 - proved), math.inf)
+        # Round up: a bound may loosen, never tighten.
         return [
             BlockCertificate(
                 name,
-                lipschitz=bound if math.isfinite(bound) else None,
-                method=getattr(prepared, "method", "product of certified layer norms"),
-                forward=1 + bound if math.isfinite(bound) else None,
-                inverse=1 / (1 - bound) if contracts else None,
+                lipschitz=proved,
+                method=method,
+                forward=None if proved is None else math.nextafter(1 + proved, math.inf),
+                inverse=inverse,
                 contractive=True,
+                estimate=estimate,
+                tolerance=self._tolerance(prepared),
             )
         ]
+
+    def _tolerance(self, prepared: PreparedBranch) -> float:
+        """Return the largest residual that the solver accepts, rounding aside."""
+        dtype = next(self.branch.parameters(), torch.empty(0)).dtype
+        atol = self.solver.atol
+        if atol is None:  # where float64 can be had, nothing but the rounding of the root is left
+            refined = dtype != torch.float64 and hasattr(prepared, "in_dtype")
+            atol = 0.0 if refined else default_atol(dtype)
+        return (1 - self.branch.lipschitz) * atol
 
     def _any_context(self) -> Tensor | None:
         """Return some context: the bound does not depend on it."""
