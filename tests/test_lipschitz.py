@@ -25,7 +25,8 @@ from contraflow.lipschitz import (
     conv_bound,
     gram_bound,
 )
-from contraflow.lipschitz.norms import FULL_GRID_CHANNELS, MARGIN
+from contraflow.lipschitz.convolutions import FULL_GRID_CHANNELS
+from contraflow.lipschitz.norms import MARGIN
 from contraflow.solvers import Picard, solve
 from contraflow.transforms import ResidualBlock
 

@@ -3,7 +3,8 @@
 ``branch.prepare(context)`` returns a ``PreparedBranch``: normalised weights, the projected
 context and the bound L. A branch of your own needs ``lipschitz``, ``event_shape`` and
 ``prepare``; what it prepares needs ``__call__``, ``rows``, ``lipschitz`` and
-``certified_bound``.
+``certified_bound``. A branch whose norms may be bounded together with those of a whole flow
+also names its ``bounded_layers`` and says ``takes_norms``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ from contraflow._sizes import check_widths
 from contraflow.errors import ConfigurationError, NotContractiveError
 from contraflow.lipschitz.activations import Activation
 from contraflow.lipschitz.activations import activation as build_activation
-from contraflow.lipschitz.layers import LipschitzConv2d, LipschitzLinear, PreparedMap
+from contraflow.lipschitz.layers import (
+    BoundedLayer,
+    LipschitzConv2d,
+    LipschitzLinear,
+    PreparedMap,
+    odd_pair,
+)
+from contraflow.lipschitz.stacked import TakesNorms, norm_bounds
 from contraflow.registry import register
 
 
@@ -40,7 +48,7 @@ class PreparedBranch(Protocol):
         ...
 
 
-class Branch(nn.Module):
+class Branch(TakesNorms, nn.Module):
     """A map g on ``[*B, *E]`` with Lip(g) <= ``lipschitz`` in x, whatever the context.
 
     Attributes:
@@ -52,8 +60,16 @@ class Branch(nn.Module):
     event_shape: tuple[int, ...]
 
     def prepare(self, context: Tensor | None = None) -> PreparedBranch:
-        """Normalise the weights and project the context; a pure function of both."""
+        """Normalise the weights and project the context; a pure function of both.
+
+        A branch with ``takes_norms`` also accepts ``norms``: a bound of the raw norm of each of
+        its ``bounded_layers``, in their order; None for its own.
+        """
         raise NotImplementedError
+
+    def bounded_layers(self) -> list[BoundedLayer]:
+        """Return the layers whose norms ``prepare`` takes; the default takes none."""
+        return []
 
     def enforce_bounds_(self) -> None:
         """Write the normalised weights back, where the branch has raw weights."""
@@ -123,18 +139,22 @@ class ChainBranch(Branch):
     context: int
     context_net: nn.Module | None
     channel_dim: int
+    takes_norms = True
 
-    def prepare(self, context: Tensor | None = None) -> PreparedChain:
+    def prepare(
+        self, context: Tensor | None = None, *, norms: Sequence[Tensor] | None = None
+    ) -> PreparedChain:
         """Normalise the weights and project the context; a pure function of both.
 
         Args:
             context: ``[*B, M]``; enters as a shift of every hidden layer, so that the bound
                 in x does not see it.
+            norms: a bound of the raw norm of each of ``bounded_layers``; None for its own.
 
         Raises:
             ShapeError: the branch was built for a context and it is missing or does not fit.
         """
-        maps = self._prepare_layers()
+        maps = self._prepare_layers(norms)
         projected: list[Tensor | None] = [None] * len(maps)
         context = expected_context(self, context, self.context)
         if self.context_net is not None and context is not None:
@@ -146,20 +166,26 @@ class ChainBranch(Branch):
             maps, activations, shifts, self.channel_dim, context is not None, self.lipschitz
         )
 
+    def bounded_layers(self) -> list[BoundedLayer]:
+        """Return the layers whose norms may be bounded together with others."""
+        return [layer for layer in self._layers() if layer.takes_norms]
+
     def enforce_bounds_(self) -> None:
         """Write the normalised weights back; the function g does not change."""
-        for layer, prepared in zip(self.layers, self._prepare_layers(), strict=True):
-            _layer(layer).weight.data.copy_(prepared.weight)
+        for layer, prepared in zip(self._layers(), self._prepare_layers(None), strict=True):
+            layer.weight.data.copy_(prepared.weight)
 
-    def _prepare_layers(self) -> list[PreparedMap]:
+    def _prepare_layers(self, norms: Sequence[Tensor] | None) -> list[PreparedMap]:
         """Share the bound L out evenly; L may change between passes (a schedule)."""
         max_norm = _check_contractive(self.lipschitz) ** (1 / len(self.layers))
-        return [_layer(layer).prepare(max_norm) for layer in self.layers]
+        bounds = iter(norm_bounds(self.bounded_layers()) if norms is None else norms)
+        return [
+            layer.prepare(max_norm, next(bounds)) if layer.takes_norms else layer.prepare(max_norm)
+            for layer in self._layers()
+        ]
 
-
-def _layer(module: nn.Module) -> LipschitzLinear | LipschitzConv2d:
-    assert isinstance(module, LipschitzLinear | LipschitzConv2d)
-    return module
+    def _layers(self) -> list[BoundedLayer]:
+        return [layer for layer in self.layers if isinstance(layer, BoundedLayer)]
 
 
 @register
@@ -218,7 +244,7 @@ class ConvBranch(ChainBranch):
     Args:
         shape: C, H, W; the bound holds for images of this size.
         hidden_channels: h_1 ... h_n.
-        kernel_sizes: n + 1 odd sizes.
+        kernel_sizes: n + 1 odd sizes, or pairs ``(k_h, k_w)`` of odd sizes.
         activation: a name in ``lipschitz.ACTIVATIONS``.
         lipschitz: the bound L in (0, 1); each of the n+1 layers gets its (n+1)-th root.
         context: M, features of a context vector; 0 for none.
@@ -243,7 +269,7 @@ class ConvBranch(ChainBranch):
         self,
         shape: Sequence[int],
         hidden_channels: Sequence[int] = (64, 64),
-        kernel_sizes: Sequence[int] = (3, 1, 3),
+        kernel_sizes: Sequence[int | Sequence[int]] = (3, 1, 3),
         activation: str = "lipswish",
         lipschitz: float = 0.98,
         context: int = 0,
@@ -252,7 +278,9 @@ class ConvBranch(ChainBranch):
         channels, height, width = shape
         self.shape = (channels, height, width)
         self.hidden_channels = _widths("hidden_channels", hidden_channels)
-        self.kernel_sizes = tuple(kernel_sizes)
+        self.kernel_sizes = tuple(
+            k if isinstance(k, int) else odd_pair(k) for k in kernel_sizes
+        )
         if len(self.kernel_sizes) != len(self.hidden_channels) + 1:
             raise ConfigurationError(
                 f"got {len(self.kernel_sizes)} kernel sizes for {len(self.hidden_channels)} "

@@ -13,7 +13,7 @@ from torch import Tensor
 from contraflow.errors import NotContractiveError, ShapeError
 from contraflow.jacobian import Jacobian, linearize
 from contraflow.kinds import Likelihood
-from contraflow.lipschitz import Branch, PreparedBranch
+from contraflow.lipschitz import BoundedLayer, Branch, PreparedBranch
 from contraflow.logdet import Exact, LogDet, NestedRoulette, Roulette
 from contraflow.registry import register
 from contraflow.solvers import Iterate, Newton, Picard, Solution, Solver, attach_root, solve
@@ -68,6 +68,7 @@ class ResidualBlock(Transform):
     """
 
     stochastic = True
+    takes_norms = True
 
     def __init__(
         self,
@@ -99,19 +100,29 @@ class ResidualBlock(Transform):
         return self.log_det if self.training else self.eval_log_det
 
     def forward(
-        self, x: Tensor, context: Tensor | None = None, *, noise: Any = None
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        noise: Any = None,
+        norms: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return ``x + g(x)`` and ``ln det(I + J)``; g is evaluated once."""
         flat, batch, context = self._flatten(x, context)
         if noise is None:
             noise = self.draw(flat.shape, flat)
-        branch = self.branch.prepare(context)
+        branch = self._prepare(context, norms)
         value, jacobian = linearize(branch, flat, self.event_dim)
         ladj = self.active_log_det(jacobian, noise, lipschitz=self.branch.lipschitz)
         return (flat + value).reshape(x.shape), ladj.reshape(batch)
 
     def inverse(
-        self, z: Tensor, context: Tensor | None = None, *, noise: Any = None
+        self,
+        z: Tensor,
+        context: Tensor | None = None,
+        *,
+        noise: Any = None,
+        norms: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return the root of ``x + g(x) = z`` and ``-ln det(I + J)`` there.
 
@@ -120,7 +131,7 @@ class ResidualBlock(Transform):
         target, batch, context = self._flatten(z, context)
         if noise is None:
             noise = self.draw(target.shape, target)
-        branch = self.branch.prepare(context)
+        branch = self._prepare(context, norms)
         flat = self._solve(branch, target).check(type(self).__name__).value
         if torch.is_grad_enabled():
             value, fixed = linearize(branch, flat, self.event_dim)
@@ -131,10 +142,26 @@ class ResidualBlock(Transform):
         return flat.reshape(z.shape), -ladj.reshape(batch)
 
     @torch.no_grad()
-    def solve_inverse(self, z: Tensor, context: Tensor | None = None) -> Solution:
+    def solve_inverse(
+        self,
+        z: Tensor,
+        context: Tensor | None = None,
+        *,
+        norms: Sequence[Tensor] | None = None,
+    ) -> Solution:
         """Return the root with its residual and proved error bound per row, no gradient."""
         flat, batch, context = self._flatten(z, context)
-        return self._solve(self.branch.prepare(context), flat).reshape(batch)
+        return self._solve(self._prepare(context, norms), flat).reshape(batch)
+
+    def bounded_layers(self) -> list[BoundedLayer]:
+        """Return the branch's layers whose norms a pass takes."""
+        return self.branch.bounded_layers() if self.branch.takes_norms else []
+
+    def _prepare(self, context: Tensor | None, norms: Sequence[Tensor] | None) -> PreparedBranch:
+        """Prepare the branch for one pass, with the norms that a chain bounded for it, if any."""
+        if norms is None or not self.branch.takes_norms:
+            return self.branch.prepare(context)
+        return self.branch.prepare(context, norms=norms)  # pyright: ignore[reportCallIssue]
 
     @torch.no_grad()
     def _solve(self, branch: PreparedBranch, z: Tensor) -> Solution:
