@@ -278,9 +278,7 @@ class ConvBranch(ChainBranch):
         channels, height, width = shape
         self.shape = (channels, height, width)
         self.hidden_channels = _widths("hidden_channels", hidden_channels)
-        self.kernel_sizes = tuple(
-            k if isinstance(k, int) else odd_pair(k) for k in kernel_sizes
-        )
+        self.kernel_sizes = tuple(k if isinstance(k, int) else odd_pair(k) for k in kernel_sizes)
         if len(self.kernel_sizes) != len(self.hidden_channels) + 1:
             raise ConfigurationError(
                 f"got {len(self.kernel_sizes)} kernel sizes for {len(self.hidden_channels)} "

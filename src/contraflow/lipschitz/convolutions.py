@@ -135,7 +135,7 @@ def _dense_bound(kernel: Tensor, size: tuple[int, int], steps: int) -> Tensor:
 def _operator_gram(kernel: Tensor, size: tuple[int, int]) -> Tensor:
     """Return ``T^T T``, ``[*G, n, n]`` with n = c_in H W, without ever forming T.
 
-    Entry (j, j') sums ``K_a . K_b`` over the pairs of taps with ``j - a = j' - b`` inside the
+    Entry (j, j') sums ``K_a . K_a'`` over the pairs of taps with ``j - a = j' - a'`` inside the
     image, axis by axis: two products with tables of zeros and ones.
     """
     stack, (out, channels, rows, columns) = kernel.shape[:-4], kernel.shape[-4:]
@@ -156,10 +156,13 @@ def _operator_gram(kernel: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _meetings(taps: int, pixels: int, like: Tensor) -> Tensor:
-    """Return ``[N N', k k']``: 1 where tap a of pixel j and tap a' of j' meet in the image."""
+    """Return ``[N N', k k']``: 1 where tap a of pixel j and tap a' of j' meet in the image.
+
+    Pixel j contributes to pixel ``j - a`` through the tap of offset a (cross-correlation).
+    """
     pixel = torch.arange(pixels, device=like.device)
     tap = torch.arange(taps, device=like.device) - taps // 2
-    place = pixel[:, None] + tap  # [N, k]
+    place = pixel[:, None] - tap  # [N, k]
     inside = (place >= 0) & (place < pixels)
     met = place[:, None, :, None] == place[None, :, None, :]  # [N, N', k, k']
     met = met & inside[:, None, :, None]
