@@ -32,12 +32,12 @@ def main(repetitions: int = 3) -> None:
         flow = cf.Sequential(*blocks)
         for parameter in flow.parameters():
             parameter.data.mul_(3)  # at the bound, as trained weights are
-        seconds = []
+        seconds, certified = [], True
         for _ in range(repetitions):
             start = time.perf_counter()
-            certificate = cf.certify(flow)
+            certified &= cf.certify(flow).certified
             seconds.append(time.perf_counter() - start)
-        print(f"| {name} | {certificate.certified} | {statistics.median(seconds):.2f} |")
+        print(f"| {name} | {certified} | {statistics.median(seconds):.2f} |")
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}", file=sys.stderr)
 
 

@@ -265,7 +265,7 @@ def mlp_block(width: int = 6) -> cf.Transform:
 class OwnPass(cf.transforms.ResidualBlock):
     """A user's block that writes its own pass and knows nothing of norms."""
 
-    def forward(
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: Tensor, context: Tensor | None = None, *, noise: object = None
     ) -> tuple[Tensor, Tensor]:
         return super().forward(x, context, noise=noise)

@@ -256,7 +256,9 @@ def test_compiled_loss(fused: bool):
 class StaleLinear(LipschitzLinear):
     """The mutant: a norm cached by version counter, as hooks and parametrisations do."""
 
-    def prepare(self, max_norm: float | None = None) -> PreparedLinear:
+    def prepare(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, max_norm: float | None = None
+    ) -> PreparedLinear:
         version = self.weight._version
         if getattr(self, "_seen", None) != version:
             self._seen, self._norm = version, gram_bound(self.weight).detach()

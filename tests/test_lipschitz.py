@@ -397,7 +397,7 @@ def test_conv_bounds_are_tight():
             kernel = normal(4, 3, 3, 3, seed=seed)
             found.append(certified_conv_norm(kernel, size) / true_norm(conv_matrix(kernel, size)))
     assert torch.tensor(ratios[20, 18]).median() < 1.03
-    assert torch.tensor(ratios[3, 3]).median() < 1 + 1e-9
+    assert max(ratios[3, 3]) < 1 + 1e-9
 
 
 @pytest.mark.parametrize(

@@ -84,32 +84,18 @@ class Transform(TakesNorms, nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__}.inverse")
 
-    def solve_inverse(
-        self,
-        z: Tensor,
-        context: Tensor | None = None,
-        *,
-        norms: Sequence[Tensor] | None = None,
-    ) -> Solution:
+    def solve_inverse(self, z: Tensor, context: Tensor | None = None) -> Solution:
         """Map latent to data and tell how exact the answer is; never raises on a bad row."""
         batch = z.shape[: z.ndim - self.latent_event_dim]
-        x, _ = self.inverse(z, context, **norms_for(self, norms))
-        return Solution.closed_form(x, batch)
+        return Solution.closed_form(self.inverse(z, context)[0], batch)
 
-    def invert(
-        self,
-        z: Tensor,
-        context: Tensor | None = None,
-        *,
-        norms: Sequence[Tensor] | None = None,
-    ) -> Tensor:
+    def invert(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Map latent to data, checked, without ladj: what sampling needs.
 
         Raises:
             ConvergenceError: an iterative inverse missed its tolerance.
         """
-        solution = self.solve_inverse(z, context, **norms_for(self, norms))
-        return solution.check(type(self).__name__).value
+        return self.solve_inverse(z, context).check(type(self).__name__).value
 
     def bounded_layers(self) -> list[BoundedLayer]:
         """Return the layers whose norms the passes take; the default takes none."""
@@ -485,6 +471,27 @@ class Inverse(Transform):
     ) -> tuple[Tensor, Tensor]:
         """Apply the inner forward."""
         return apply_forward(self.transform, z, context, noise, norms)
+
+    def solve_inverse(
+        self,
+        z: Tensor,
+        context: Tensor | None = None,
+        *,
+        norms: Sequence[Tensor] | None = None,
+    ) -> Solution:
+        """Apply the inner forward, which is no iteration of ours."""
+        batch = z.shape[: z.ndim - self.latent_event_dim]
+        return Solution.closed_form(self.inverse(z, context, norms=norms)[0], batch)
+
+    def invert(
+        self,
+        z: Tensor,
+        context: Tensor | None = None,
+        *,
+        norms: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """Apply the inner forward, checked, without ladj."""
+        return self.solve_inverse(z, context, norms=norms).check(type(self).__name__).value
 
     def draw(
         self, shape: torch.Size, like: Tensor, generator: torch.Generator | None = None

@@ -191,8 +191,8 @@ def train_against_bound_(
         excess = raw_map(layer).mv(v).norm().log() - layer.norm_bound().log()
         (slope,) = torch.autograd.grad(excess, layer.weight)
         with torch.no_grad():
-            layer.weight += 0.05 * length * slope / slope.norm().clamp_min(1e-12)
-            layer.weight *= length / layer.weight.norm()
+            moved = layer.weight + 0.05 * length * slope / slope.norm().clamp_min(1e-12)
+            layer.weight.copy_(moved * length / moved.norm())
 
 
 # --- true norms ---------------------------------------------------------------------------

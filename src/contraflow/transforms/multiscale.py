@@ -210,6 +210,16 @@ class FactorOut(Transform):
             stretch = None  # the prior's moments move with the half that stays
         return solution.then(torch.cat([solution.value, factored], -3), stretch)
 
+    def invert(
+        self,
+        z: Tensor,
+        context: Tensor | None = None,
+        *,
+        norms: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """Map latent to data, checked, without ladj."""
+        return self.solve_inverse(z, context, norms=norms).check(type(self).__name__).value
+
     def _split(self, z: Tensor) -> tuple[Tensor, Tensor]:
         batch = z.shape[:-1]
         inner, factored = z.split([math.prod(self._inner_shape), math.prod(self._half)], -1)

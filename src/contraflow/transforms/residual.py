@@ -153,6 +153,16 @@ class ResidualBlock(Transform):
         flat, batch, context = self._flatten(z, context)
         return self._solve(self._prepare(context, norms), flat).reshape(batch)
 
+    def invert(
+        self,
+        z: Tensor,
+        context: Tensor | None = None,
+        *,
+        norms: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """Map latent to data, checked, without ladj."""
+        return self.solve_inverse(z, context, norms=norms).check(type(self).__name__).value
+
     def bounded_layers(self) -> list[BoundedLayer]:
         """Return the branch's layers whose norms a pass takes."""
         return self.branch.bounded_layers() if self.branch.takes_norms else []
