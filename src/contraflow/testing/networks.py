@@ -154,8 +154,8 @@ def layer_cases(number: int, seed: int = 0, trained_steps: int = 200) -> Iterato
         trained_steps: gradient steps of the law ``TRAINED``.
 
     Example:
-        >>> [str(case) for case in layer_cases(1)]
-        ['linear, gaussian: 2, 128, max_norm=0.9']
+        >>> [(case.kind, case.law) for case in layer_cases(2)]
+        [('linear', 'gaussian'), ('convolution', 'gaussian')]
     """
     rng = torch.Generator().manual_seed(seed)
     laws = (*LAWS, TRAINED)
