@@ -258,8 +258,15 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
-def mlp_block(width: int = 6) -> cf.Transform:
-    return cf.transforms.ResidualBlock(MLPBranch(4, (width, width), lipschitz=0.9)).double()
+def scaled(branch: MLPBranch | ConvBranch) -> MLPBranch | ConvBranch:
+    """Lift every layer above its norm, each by a factor of its own, so that its bound is used."""
+    for factor, layer in enumerate(branch.bounded_layers(), start=10):
+        layer.weight.data.mul_(factor)
+    return branch
+
+
+def mlp_block() -> cf.Transform:
+    return cf.transforms.ResidualBlock(scaled(MLPBranch(4, (6, 6), lipschitz=0.9))).double()
 
 
 class OwnPass(cf.transforms.ResidualBlock):
@@ -283,7 +290,7 @@ class Doubling(cf.Transform):
 
 def nested_chain() -> cf.Sequential:
     torch.manual_seed(0)
-    own = OwnPass(MLPBranch(4, (6, 6), lipschitz=0.9)).double()
+    own = OwnPass(scaled(MLPBranch(4, (6, 6), lipschitz=0.9))).double()
     inner = cf.Sequential(mlp_block(), Doubling(), cf.Inverse(mlp_block()))
     return cf.Sequential(mlp_block(), inner, own, Doubling())
 
@@ -322,8 +329,8 @@ def test_factored_images_hand_their_norms_on(monkeypatch: pytest.MonkeyPatch):
     torch.manual_seed(0)
     from contraflow.transforms import FactorOut, ResidualBlock
 
-    outer = ResidualBlock(ConvBranch((2, 3, 3), (4, 4), (1, 1, 1), lipschitz=0.9))
-    inner = ResidualBlock(ConvBranch((1, 3, 3), (4, 4), (1, 1, 1), lipschitz=0.9))
+    outer = ResidualBlock(scaled(ConvBranch((2, 3, 3), (4, 4), (1, 1, 1), lipschitz=0.9)))
+    inner = ResidualBlock(scaled(ConvBranch((1, 3, 3), (4, 4), (1, 1, 1), lipschitz=0.9)))
     chain = cf.Sequential(outer, FactorOut(inner, (2, 3, 3))).double()
     x = normal(2, 2, 3, 3)
     sizes = counted(monkeypatch)
