@@ -398,8 +398,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]  # fmt: skip
     assert main([*words, *tiny]) == 0
     written = json.loads((folder / "run" / "certificate.json").read_text())
-        assert written["residual_error"] >= 0
-        assert written["rounding_gain"] > 0
+    assert written["residual_error"] >= 0
+    assert written["rounding_gain"] > 0
     return folder / "run"
 
 

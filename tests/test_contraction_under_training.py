@@ -64,7 +64,7 @@ def layer_norms(branch: ChainBranch) -> list[tuple[float, float]]:
         if isinstance(layer, LipschitzConv2d):
             size = math.prod((layer.in_channels, *layer.size))
             basis = torch.eye(size, dtype=torch.float64).reshape(size, -1, *layer.size)
-            padding = layer.kernel_size // 2
+            padding = (layer.kernel_size[0] // 2, layer.kernel_size[1] // 2)
             matrix = nn.functional.conv2d(basis, matrix, padding=padding).reshape(size, -1)
         norms.append((torch.linalg.matrix_norm(matrix, 2).item(), layer.max_norm))
     return norms
@@ -256,7 +256,9 @@ def test_compiled_loss(fused: bool):
 class StaleLinear(LipschitzLinear):
     """The mutant: a norm cached by version counter, as hooks and parametrisations do."""
 
-    def prepare(self, max_norm: float | None = None) -> PreparedLinear:
+    def prepare(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, max_norm: float | None = None
+    ) -> PreparedLinear:
         version = self.weight._version
         if getattr(self, "_seen", None) != version:
             self._seen, self._norm = version, gram_bound(self.weight).detach()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from contraflow.domain import Domain, ProductDomain
 from contraflow.errors import ShapeError
 from contraflow.kinds import Likelihood
+from contraflow.lipschitz import BoundedLayer, TakesNorms, norm_bounds
 from contraflow.registry import register
 from contraflow.solvers import Solution
 
@@ -54,7 +55,7 @@ class BlockCertificate:
         return self.contractive and not (self.lipschitz is not None and 0 <= self.lipschitz < 1)
 
 
-class Transform(nn.Module):
+class Transform(TakesNorms, nn.Module):
     """A bijection f from data x to latent z.
 
     A subclass implements ``forward`` and ``inverse`` and sets ``event_dim``; everything else
@@ -66,6 +67,8 @@ class Transform(nn.Module):
         closed_form: whether ``inverse`` inverts ``forward`` by its formula; a transform that
             does not say so, and gives no certificate of its own, leaves a flow uncertified.
         stochastic: whether ``forward`` and ``inverse`` take ``noise`` from ``draw``.
+        takes_norms: whether every pass takes ``norms``, a bound of the raw norm of each of
+            ``bounded_layers`` in their order, so that a chain bounds all its norms together.
     """
 
     event_dim: int = 1
@@ -110,6 +113,10 @@ class Transform(nn.Module):
             ConvergenceError: an iterative inverse missed its tolerance.
         """
         return self.solve_inverse(z, context).check(type(self).__name__).value
+
+    def bounded_layers(self) -> list[BoundedLayer]:
+        """Return the layers whose norms the passes take; the default takes none."""
+        return []
 
     def draw(
         self, shape: torch.Size, like: Tensor, generator: torch.Generator | None = None
@@ -180,6 +187,8 @@ class Sequential(Transform):
         (2, 'Sequential')
     """
 
+    takes_norms = True
+
     def __init__(self, *transforms: Transform) -> None:
         super().__init__()
         self._parts = nn.ModuleList(transforms)
@@ -225,26 +234,63 @@ class Sequential(Transform):
         return self.transforms[0].domain if len(self) else Domain()
 
     def forward(
-        self, x: Tensor, context: Tensor | None = None, *, noise: Any = None
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        noise: Any = None,
+        norms: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Map data to latent; ``noise`` holds one value for each part (see ``draw``)."""
+        """Map data to latent.
+
+        Args:
+            x: ``[*B, *E]``.
+            context: ``[*B, M]``.
+            noise: one value for each part (see ``draw``).
+            norms: bounds for ``bounded_layers``; None to bound them here, all together.
+        """
         ladj = x.new_zeros(x.shape[: x.ndim - self.event_dim])
-        for part, drawn in self._with_noise(noise):
-            x, part_ladj = apply_forward(part, x, context, drawn)
+        for part, drawn, own in self._with_values(noise, norms):
+            x, part_ladj = apply_forward(part, x, context, drawn, own)
             ladj = ladj + part_ladj
         return x, ladj
 
-    def _with_noise(self, noise: Any) -> Iterator[tuple[Transform, Any]]:
-        values = (None,) * len(self) if noise is None else noise
-        return zip(self, values, strict=True)
+    def bounded_layers(self) -> list[BoundedLayer]:
+        """Return the bounded layers of every part, in forward order."""
+        return [layer for part in self if part.takes_norms for layer in part.bounded_layers()]
+
+    def _with_values(
+        self, noise: Any, norms: Sequence[Tensor] | None
+    ) -> list[tuple[Transform, Any, Sequence[Tensor]]]:
+        """Return each part with its own noise and norms."""
+        drawn = (None,) * len(self) if noise is None else noise
+        shared = self._with_norms(norms)
+        return [(part, value, own) for (part, own), value in zip(shared, drawn, strict=True)]
+
+    def _with_norms(
+        self, norms: Sequence[Tensor] | None
+    ) -> list[tuple[Transform, Sequence[Tensor]]]:
+        if norms is None:
+            norms = norm_bounds(self.bounded_layers())
+        shared, start = [], 0
+        for part in self:
+            end = start + (len(part.bounded_layers()) if part.takes_norms else 0)
+            shared.append((part, norms[start:end]))
+            start = end
+        return shared
 
     def inverse(
-        self, z: Tensor, context: Tensor | None = None, *, noise: Any = None
+        self,
+        z: Tensor,
+        context: Tensor | None = None,
+        *,
+        noise: Any = None,
+        norms: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Map latent to data, last transform first; ``noise`` as in ``forward``."""
+        """Map latent to data, last transform first; ``noise`` and ``norms`` as in ``forward``."""
         ladj = z.new_zeros(z.shape[: z.ndim - self.latent_event_dim])
-        for part, drawn in reversed(list(self._with_noise(noise))):
-            z, part_ladj = apply_inverse(part, z, context, drawn)
+        for part, drawn, own in reversed(self._with_values(noise, norms)):
+            z, part_ladj = apply_inverse(part, z, context, drawn, own)
             ladj = ladj + part_ladj
         return z, ladj
 
@@ -253,28 +299,40 @@ class Sequential(Transform):
     ) -> list[Tensor]:
         """Return the output of every part; the last one is z."""
         outputs = []
-        for part, drawn in self._with_noise(noise):
-            x, _ = apply_forward(part, x, context, drawn)
+        for part, drawn, own in self._with_values(noise, None):
+            x, _ = apply_forward(part, x, context, drawn, own)
             outputs.append(x)
         return outputs
 
-    def solve_inverse(self, z: Tensor, context: Tensor | None = None) -> Solution:
+    def solve_inverse(
+        self,
+        z: Tensor,
+        context: Tensor | None = None,
+        *,
+        norms: Sequence[Tensor] | None = None,
+    ) -> Solution:
         """Invert part by part; error bounds of later parts grow by Lip(f_j^-1) of earlier ones.
 
         The total is ``sum_i e_i prod_{j<i} Lip(f_j^-1)``, infinite where an earlier part has
         no known bound.
         """
         solution = Solution.closed_form(z, z.shape[: z.ndim - self.latent_event_dim])
-        for part in reversed(self.transforms):
-            step = part.solve_inverse(solution.value, context)
+        for part, own in reversed(self._with_norms(norms)):
+            step = part.solve_inverse(solution.value, context, **norms_for(part, own))
             carried = solution.then(step.value, self._stretch(part, solution.error_bound))
             solution = solution.join(step, carried.error_bound)
         return solution
 
-    def invert(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+    def invert(
+        self,
+        z: Tensor,
+        context: Tensor | None = None,
+        *,
+        norms: Sequence[Tensor] | None = None,
+    ) -> Tensor:
         """Invert part by part, each checked."""
-        for part in reversed(self.transforms):
-            z = part.invert(z, context)
+        for part, own in reversed(self._with_norms(norms)):
+            z = part.invert(z, context, **norms_for(part, own))
         return z
 
     @staticmethod
@@ -335,21 +393,32 @@ class Sequential(Transform):
 
 
 def apply_forward(
-    part: Transform, x: Tensor, context: Tensor | None, noise: Any
+    part: Transform,
+    x: Tensor,
+    context: Tensor | None,
+    noise: Any,
+    norms: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Call ``part.forward``, handing noise only to a part that declares itself stochastic."""
-    if part.stochastic:
-        return part(x, context, noise=noise)
-    return part(x, context)
+    """Call ``part.forward``, handing noise and norms only to a part that declares to take them."""
+    noises = {"noise": noise} if part.stochastic else {}
+    return part(x, context, **noises, **norms_for(part, norms))
 
 
 def apply_inverse(
-    part: Transform, z: Tensor, context: Tensor | None, noise: Any
+    part: Transform,
+    z: Tensor,
+    context: Tensor | None,
+    noise: Any,
+    norms: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Call ``part.inverse``, handing noise only to a part that declares itself stochastic."""
-    if part.stochastic:
-        return part.inverse(z, context, noise=noise)  # pyright: ignore[reportCallIssue]
-    return part.inverse(z, context)
+    """Call ``part.inverse``, handing noise and norms only to a part that declares to take them."""
+    noises = {"noise": noise} if part.stochastic else {}
+    return part.inverse(z, context, **noises, **norms_for(part, norms))
+
+
+def norms_for(part: Transform, norms: Sequence[Tensor] | None) -> dict[str, Any]:
+    """Return the keyword by which ``part`` takes norms; none where it does not declare it."""
+    return {"norms": norms} if part.takes_norms and norms is not None else {}
 
 
 @register
@@ -367,9 +436,15 @@ class Inverse(Transform):
         True
     """
 
+    takes_norms = True
+
     def __init__(self, transform: Transform) -> None:
         super().__init__()
         self.transform = transform
+
+    def bounded_layers(self) -> list[BoundedLayer]:
+        """Return the inner transform's."""
+        return self.transform.bounded_layers() if self.transform.takes_norms else []
 
     @property
     def event_dim(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -387,16 +462,47 @@ class Inverse(Transform):
         return self.transform.stochastic
 
     def forward(
-        self, x: Tensor, context: Tensor | None = None, *, noise: Any = None
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        noise: Any = None,
+        norms: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Apply the inner inverse."""
-        return apply_inverse(self.transform, x, context, noise)
+        return apply_inverse(self.transform, x, context, noise, norms)
 
     def inverse(
-        self, z: Tensor, context: Tensor | None = None, *, noise: Any = None
+        self,
+        z: Tensor,
+        context: Tensor | None = None,
+        *,
+        noise: Any = None,
+        norms: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Apply the inner forward."""
-        return apply_forward(self.transform, z, context, noise)
+        return apply_forward(self.transform, z, context, noise, norms)
+
+    def solve_inverse(
+        self,
+        z: Tensor,
+        context: Tensor | None = None,
+        *,
+        norms: Sequence[Tensor] | None = None,
+    ) -> Solution:
+        """Apply the inner forward, which is no iteration of ours."""
+        batch = z.shape[: z.ndim - self.latent_event_dim]
+        return Solution.closed_form(self.inverse(z, context, norms=norms)[0], batch)
+
+    def invert(
+        self,
+        z: Tensor,
+        context: Tensor | None = None,
+        *,
+        norms: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """Apply the inner forward, checked, without ladj."""
+        return self.solve_inverse(z, context, norms=norms).check(type(self).__name__).value
 
     def draw(
         self, shape: torch.Size, like: Tensor, generator: torch.Generator | None = None

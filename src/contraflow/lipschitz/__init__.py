@@ -10,8 +10,10 @@ from contraflow.lipschitz.branches import (
     PreparedChain,
 )
 from contraflow.lipschitz.composition import certified_chain_norm
+from contraflow.lipschitz.convolutions import certified_conv_norm, conv_bound
 from contraflow.lipschitz.dense import DenseBranch, DenseConvBranch, DenseMLPBranch, PreparedDense
 from contraflow.lipschitz.layers import (
+    BoundedLayer,
     LipschitzConv2d,
     LipschitzLinear,
     PreparedConv2d,
@@ -26,8 +28,9 @@ from contraflow.lipschitz.mixed_norms import (
     mixed_norm_estimate,
 )
 from contraflow.lipschitz.normalisation import AOL, Normalisation, SpectralNorm
-from contraflow.lipschitz.norms import certified_conv_norm, certified_norm, conv_bound, gram_bound
+from contraflow.lipschitz.norms import certified_norm, gram_bound
 from contraflow.lipschitz.sandwich import PreparedSandwich, SandwichBranch
+from contraflow.lipschitz.stacked import NormProblem, TakesNorms, norm_bounds
 
 __all__ = [
     "ACTIVATIONS",
@@ -35,6 +38,7 @@ __all__ = [
     "AOLConv2d",
     "AOLLinear",
     "Activation",
+    "BoundedLayer",
     "Branch",
     "ConvBranch",
     "DenseBranch",
@@ -46,6 +50,7 @@ __all__ = [
     "MixedNormBranch",
     "MixedNormConvBranch",
     "MixedNormMLPBranch",
+    "NormProblem",
     "Normalisation",
     "PreparedAOLConv2d",
     "PreparedBranch",
@@ -58,6 +63,7 @@ __all__ = [
     "PreparedSandwich",
     "SandwichBranch",
     "SpectralNorm",
+    "TakesNorms",
     "activation",
     "certified_chain_norm",
     "certified_conv_norm",
@@ -65,5 +71,6 @@ __all__ = [
     "conv_bound",
     "gram_bound",
     "mixed_norm_estimate",
+    "norm_bounds",
     "overlap_bound",
 ]

@@ -7,16 +7,20 @@ an image, and every factor needs the entries of its own column's products alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
+from contraflow.lipschitz.convolutions import certified_conv_norm
 from contraflow.lipschitz.layers import (
+    BoundedLayer,
     LipschitzConv2d,
     LipschitzLinear,
     PreparedConv2d,
     PreparedLinear,
 )
-from contraflow.lipschitz.norms import MARGIN, certified_conv_norm
+from contraflow.lipschitz.norms import MARGIN
 
 # Added to the sums: columns with entries below 1e-5 shrink to zero instead of being blown up to
 # the full norm, so that their gradients stay finite. It can only lower the norm.
@@ -107,7 +111,7 @@ class PreparedAOLConv2d(PreparedConv2d):
         )
 
 
-class AOLLinear(nn.Module):
+class AOLLinear(BoundedLayer):
     """An affine layer whose matrix is ``max_norm W diag(sum_j |W^T W|_ij)^(-1/2)``.
 
     Args:
@@ -125,17 +129,20 @@ class AOLLinear(nn.Module):
         Prach & Lampert 2022, arXiv:2208.03160, Theorem 1.
     """
 
+    rescales = False
+
     def __init__(self, in_features: int, out_features: int, max_norm: float) -> None:
         super().__init__()
         self.max_norm = max_norm
         like = LipschitzLinear(in_features, out_features, max_norm)
         self.weight, self.bias = like.weight, like.bias
 
-    def prepare(self, max_norm: float | None = None) -> PreparedLinear:
+    def prepare(self, max_norm: float | None = None, norm: Tensor | None = None) -> PreparedLinear:
         """Rescale the columns for one pass; a pure function of the weight.
 
         Args:
             max_norm: the largest norm for this pass; None for the layer's own.
+            norm: not needed.
         """
         limit = self.max_norm if max_norm is None else max_norm
         return PreparedLinear(_almost_orthogonal(self.weight, limit)[0], self.bias)
@@ -146,7 +153,7 @@ class AOLLinear(nn.Module):
         return f"{inp}, {out}, max_norm={self.max_norm:.4g}"
 
 
-class AOLConv2d(nn.Module):
+class AOLConv2d(BoundedLayer):
     """A zero-padded, stride-1 convolution of norm at most ``max_norm`` on images of any size.
 
     Args:
@@ -162,11 +169,13 @@ class AOLConv2d(nn.Module):
         Prach & Lampert 2022, arXiv:2208.03160, Theorem 2.
     """
 
+    rescales = False
+
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int,
+        kernel_size: int | Sequence[int],
         size: tuple[int, int],
         max_norm: float,
     ) -> None:
@@ -176,11 +185,14 @@ class AOLConv2d(nn.Module):
         self.max_norm = max_norm
         self.weight, self.bias = like.weight, like.bias
 
-    def prepare(self, max_norm: float | None = None) -> PreparedAOLConv2d:
+    def prepare(
+        self, max_norm: float | None = None, norm: Tensor | None = None
+    ) -> PreparedAOLConv2d:
         """Rescale the input channels for one pass; a pure function of the kernel.
 
         Args:
             max_norm: the largest norm for this pass; None for the layer's own.
+            norm: not needed.
         """
         limit = self.max_norm if max_norm is None else max_norm
         # [c_out, c_in, k_h, k_w] with one factor for each input channel
@@ -189,5 +201,8 @@ class AOLConv2d(nn.Module):
 
     def extra_repr(self) -> str:
         """Return sizes and the norm, for ``print``."""
-        out, inp, kernel, _ = self.weight.shape
-        return f"{inp}, {out}, kernel_size={kernel}, size={self.size}, max_norm={self.max_norm:.4g}"
+        out, inp, *kernel = self.weight.shape
+        return (
+            f"{inp}, {out}, kernel_size={tuple(kernel)}, size={self.size}, "
+            f"max_norm={self.max_norm:.4g}"
+        )

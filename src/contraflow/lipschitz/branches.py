@@ -4,6 +4,8 @@
 context and the bound L. A branch of your own needs ``lipschitz``, ``event_shape`` and
 ``prepare``; what it prepares needs what ``PreparedBranch`` lists. If it also offers
 ``in_dtype(dtype)``, the very same g in another dtype, roots below float64 are refined there.
+A branch whose norms may be bounded together with those of a whole flow also names its
+``bounded_layers`` and says ``takes_norms``.
 """
 
 from __future__ import annotations
@@ -19,9 +21,16 @@ from contraflow._sizes import check_widths
 from contraflow.errors import ConfigurationError, NotContractiveError
 from contraflow.lipschitz.activations import Activation
 from contraflow.lipschitz.activations import activation as build_activation
-from contraflow.lipschitz.aol import AOLConv2d, AOLLinear
-from contraflow.lipschitz.layers import LipschitzConv2d, LipschitzLinear, PreparedMap
-from contraflow.lipschitz.normalisation import BoundedLayer, Normalisation, SpectralNorm
+from contraflow.lipschitz.layers import (
+    BoundedLayer,
+    PreparedMap,
+    layers_of,
+    odd_pair,
+    prepare_layers,
+    write_back_,
+)
+from contraflow.lipschitz.normalisation import Normalisation, SpectralNorm
+from contraflow.lipschitz.stacked import TakesNorms
 from contraflow.registry import register
 
 
@@ -43,7 +52,7 @@ class PreparedBranch(Protocol):
         ...
 
 
-class Branch(nn.Module):
+class Branch(TakesNorms, nn.Module):
     """A map g on ``[*B, *E]`` with Lip(g) <= ``lipschitz`` in x, whatever the context.
 
     Attributes:
@@ -55,8 +64,16 @@ class Branch(nn.Module):
     event_shape: tuple[int, ...]
 
     def prepare(self, context: Tensor | None = None) -> PreparedBranch:
-        """Normalise the weights and project the context; a pure function of both."""
+        """Normalise the weights and project the context; a pure function of both.
+
+        A branch with ``takes_norms`` also accepts ``norms``: a bound of the raw norm of each of
+        its ``bounded_layers``, in their order; None for its own.
+        """
         raise NotImplementedError
+
+    def bounded_layers(self) -> list[BoundedLayer]:
+        """Return the layers whose norms ``prepare`` takes; the default takes none."""
+        return []
 
     def enforce_bounds_(self) -> None:
         """Write the normalised weights back, where the branch has raw weights."""
@@ -126,18 +143,22 @@ class ChainBranch(Branch):
     context: int
     context_net: nn.Module | None
     channel_dim: int
+    takes_norms = True
 
-    def prepare(self, context: Tensor | None = None) -> PreparedChain:
+    def prepare(
+        self, context: Tensor | None = None, *, norms: Sequence[Tensor] | None = None
+    ) -> PreparedChain:
         """Normalise the weights and project the context; a pure function of both.
 
         Args:
             context: ``[*B, M]``; enters as a shift of every hidden layer, so that the bound
                 in x does not see it.
+            norms: a bound of the raw norm of each of ``bounded_layers``; None for its own.
 
         Raises:
             ShapeError: the branch was built for a context and it is missing or does not fit.
         """
-        maps = self._prepare_layers()
+        maps = self._prepare_layers(norms)
         projected: list[Tensor | None] = [None] * len(maps)
         context = expected_context(self, context, self.context)
         if self.context_net is not None and context is not None:
@@ -149,22 +170,19 @@ class ChainBranch(Branch):
             maps, activations, shifts, self.channel_dim, context is not None, self.lipschitz
         )
 
+    def bounded_layers(self) -> list[BoundedLayer]:
+        """Return the layers whose norms may be bounded together with others."""
+        return [layer for layer in layers_of(self.layers) if layer.takes_norms]
+
     def enforce_bounds_(self) -> None:
         """Write the normalised weights back; the function g does not change."""
-        for layer, prepared in zip(self.layers, self._prepare_layers(), strict=True):
-            # A layer that is bounded by construction has no raw weight that could exceed it.
-            if isinstance(layer, LipschitzLinear | LipschitzConv2d):
-                layer.weight.data.copy_(prepared.weight)
+        write_back_(layers_of(self.layers), self._prepare_layers(None))
 
-    def _prepare_layers(self) -> list[PreparedMap]:
+    def _prepare_layers(self, norms: Sequence[Tensor] | None) -> list[PreparedMap]:
         """Share the bound L out evenly; L may change between passes (a schedule)."""
         max_norm = _check_contractive(self.lipschitz) ** (1 / len(self.layers))
-        return [_layer(layer).prepare(max_norm) for layer in self.layers]
-
-
-def _layer(module: nn.Module) -> BoundedLayer:
-    assert isinstance(module, LipschitzLinear | LipschitzConv2d | AOLLinear | AOLConv2d)
-    return module
+        layers = layers_of(self.layers)
+        return prepare_layers(layers, [max_norm] * len(layers), norms)
 
 
 @register
@@ -226,7 +244,7 @@ class ConvBranch(ChainBranch):
     Args:
         shape: C, H, W; the bound holds for images of this size.
         hidden_channels: h_1 ... h_n.
-        kernel_sizes: n + 1 odd sizes.
+        kernel_sizes: n + 1 odd sizes, or pairs ``(k_h, k_w)`` of odd sizes.
         activation: a name in ``lipschitz.ACTIVATIONS``.
         lipschitz: the bound L in (0, 1); each of the n+1 layers gets its (n+1)-th root.
         context: M, features of a context vector; 0 for none.
@@ -252,7 +270,7 @@ class ConvBranch(ChainBranch):
         self,
         shape: Sequence[int],
         hidden_channels: Sequence[int] = (64, 64),
-        kernel_sizes: Sequence[int] = (3, 1, 3),
+        kernel_sizes: Sequence[int | Sequence[int]] = (3, 1, 3),
         activation: str = "lipswish",
         lipschitz: float = 0.98,
         context: int = 0,
@@ -263,7 +281,7 @@ class ConvBranch(ChainBranch):
         channels, height, width = shape
         self.shape = (channels, height, width)
         self.hidden_channels = _widths("hidden_channels", hidden_channels)
-        self.kernel_sizes = tuple(kernel_sizes)
+        self.kernel_sizes = tuple(k if isinstance(k, int) else odd_pair(k) for k in kernel_sizes)
         if len(self.kernel_sizes) != len(self.hidden_channels) + 1:
             raise ConfigurationError(
                 f"got {len(self.kernel_sizes)} kernel sizes for {len(self.hidden_channels)} "

@@ -22,10 +22,15 @@ from contraflow.lipschitz.branches import (
     _check_contractive,
     _context_net,
     _expansion,
-    _layer,
     _widths,
 )
-from contraflow.lipschitz.layers import LipschitzConv2d, LipschitzLinear, PreparedMap
+from contraflow.lipschitz.layers import (
+    BoundedLayer,
+    PreparedMap,
+    layers_of,
+    prepare_layers,
+    write_back_,
+)
 from contraflow.lipschitz.normalisation import Normalisation, SpectralNorm
 from contraflow.registry import register
 
@@ -120,18 +125,23 @@ class DenseBranch(Branch):
     context_net: nn.Module | None
     channel_dim: int
 
-    def prepare(self, context: Tensor | None = None) -> PreparedDense:
+    takes_norms = True
+
+    def prepare(
+        self, context: Tensor | None = None, *, norms: Sequence[Tensor] | None = None
+    ) -> PreparedDense:
         """Normalise the weights and project the context; a pure function of both.
 
         Args:
             context: ``[*B, M]``; enters as a shift of every hidden layer.
+            norms: a bound of the raw norm of each of ``bounded_layers``; None for its own.
 
         Raises:
             ShapeError: the branch was built for a context and it is missing or does not fit.
         """
         bound = _check_contractive(self.lipschitz)
-        maps: list[PreparedMap] = [_layer(layer).prepare(1.0) for layer in self.layers[:-1]]
-        maps.append(_layer(self.layers[-1]).prepare(bound))
+        limits = [1.0] * (len(self.layers) - 1) + [bound]
+        maps = prepare_layers(layers_of(self.layers), limits, norms)
         projected: list[Tensor | None] = [None] * len(maps)
         context = expected_context(self, context, self.context)
         if self.context_net is not None and context is not None:
@@ -151,9 +161,11 @@ class DenseBranch(Branch):
 
     def enforce_bounds_(self) -> None:
         """Write the normalised weights back; the function g does not change."""
-        for layer, prepared in zip(self.layers, self.prepare(self._no_context()).maps, strict=True):
-            if isinstance(layer, LipschitzLinear | LipschitzConv2d):
-                layer.weight.data.copy_(prepared.weight)
+        write_back_(layers_of(self.layers), self.prepare(self._no_context()).maps)
+
+    def bounded_layers(self) -> list[BoundedLayer]:
+        """Return the layers whose norms may be bounded together with others."""
+        return [layer for layer in layers_of(self.layers) if layer.takes_norms]
 
     def _no_context(self) -> Tensor | None:
         return self.angles.new_zeros(1, self.context) if self.context else None

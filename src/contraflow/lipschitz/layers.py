@@ -8,19 +8,16 @@ cannot leave a stale norm behind.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from contraflow.errors import ConfigurationError
-from contraflow.lipschitz.norms import (
-    MARGIN,
-    certified_conv_norm,
-    certified_norm,
-    conv_bound,
-    gram_bound,
-)
+from contraflow.lipschitz.convolutions import certified_conv_norm
+from contraflow.lipschitz.norms import MARGIN, certified_norm, rounding_of
+from contraflow.lipschitz.stacked import NormProblem, TakesNorms, norm_bound, norm_bounds
 
 
 class PreparedMap(Protocol):
@@ -42,7 +39,11 @@ class PreparedMap(Protocol):
         ...
 
     def certified_norm(self) -> float:
-        """Return a proved bound of the linear part's norm (float64)."""
+        """Return a proved bound of the linear part's norm (float64).
+
+        It also covers the same weight prepared in another batch of norms, whose scale rounding
+        may have moved.
+        """
         ...
 
     def in_dtype(self, dtype: torch.dtype) -> PreparedMap:
@@ -71,7 +72,7 @@ class PreparedLinear:
 
     def certified_norm(self) -> float:
         """Return a proved bound of the norm, float64."""
-        return certified_norm(self.weight)
+        return certified_norm(self.weight) * (1 + rounding_of(self.weight.dtype))
 
     def in_dtype(self, dtype: torch.dtype) -> PreparedLinear:
         """Return the same numbers in another dtype."""
@@ -106,14 +107,53 @@ class PreparedConv2d:
 
     def certified_norm(self) -> float:
         """Return a proved bound of the norm on images of ``size``, float64."""
-        return certified_conv_norm(self.weight, self.size)
+        norm = certified_conv_norm(self.weight, self.size)
+        return norm * (1 + rounding_of(self.weight.dtype))
 
     def in_dtype(self, dtype: torch.dtype) -> PreparedConv2d:
         """Return the same numbers in another dtype."""
         return PreparedConv2d(self.weight.to(dtype), self.bias.to(dtype), self.size)
 
 
-class LipschitzLinear(nn.Module):
+class BoundedLayer(TakesNorms, nn.Module):
+    """An affine layer that is normalised once a pass by a bound of its raw weight's norm.
+
+    A subclass gives ``norm_problem`` and ``prepare``; one that bounds its norm in another way
+    overrides ``norm_bound``.
+    """
+
+    weight: nn.Parameter
+    max_norm: float
+    rescales: bool = True
+    """Whether the prepared weight is the raw one times a number, and may take its place."""
+
+    def norm_problem(self) -> NormProblem:
+        """Return the raw weight as an operator whose norm is wanted."""
+        raise NotImplementedError(f"{type(self).__name__}.norm_problem")
+
+    def norm_bound(self) -> Tensor:
+        """Return an upper bound of the raw weight's norm, scalar, differentiable."""
+        return norm_bound(self.norm_problem())
+
+    def prepare(self, max_norm: float | None = None, norm: Tensor | None = None) -> PreparedMap:
+        """Normalise the weight for one pass; a pure function of the weight.
+
+        Args:
+            max_norm: the largest norm for this pass; None for the layer's own.
+            norm: what ``norm_bound`` would return, where it was bounded with others.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.prepare")
+
+    def _limited(self, max_norm: float | None, norm: Tensor | None) -> Tensor:
+        """Return the weight, shrunk to ``max_norm`` where its bound exceeds it."""
+        bound = self.norm_bound() if norm is None else norm
+        # Rounding to half precision moves each entry by half an eps: the norm by about as much.
+        margin = max(MARGIN, 2 * torch.finfo(self.weight.dtype).eps)
+        target = (self.max_norm if max_norm is None else max_norm) * (1 - margin)
+        return self.weight * (target / bound.clamp_min(target)).to(self.weight.dtype)
+
+
+class LipschitzLinear(BoundedLayer):
     """An affine layer whose matrix has spectral norm at most ``max_norm``.
 
     Args:
@@ -132,6 +172,8 @@ class LipschitzLinear(nn.Module):
         power iteration.
     """
 
+    takes_norms = True
+
     def __init__(self, in_features: int, out_features: int, max_norm: float) -> None:
         super().__init__()
         self.in_features = in_features
@@ -146,78 +188,70 @@ class LipschitzLinear(nn.Module):
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
         _reset_bias(self.bias, self.in_features)
 
-    def norm_bound(self) -> Tensor:
-        """Return an upper bound of the raw weight's norm, scalar, differentiable."""
-        return gram_bound(self.weight)
+    def norm_problem(self) -> NormProblem:
+        """Return the matrix."""
+        return NormProblem.matrix(self.weight)
 
-    def prepare(self, max_norm: float | None = None) -> PreparedLinear:
-        """Normalise the weight for one pass; a pure function of the weight.
-
-        Args:
-            max_norm: the largest norm for this pass; None for the layer's own.
-        """
-        limit = self.max_norm if max_norm is None else max_norm
-        return PreparedLinear(_limit(self.weight, self.norm_bound(), limit), self.bias)
+    def prepare(self, max_norm: float | None = None, norm: Tensor | None = None) -> PreparedLinear:
+        """Normalise the weight for one pass; see ``BoundedLayer.prepare``."""
+        return PreparedLinear(self._limited(max_norm, norm), self.bias)
 
     def extra_repr(self) -> str:
         """Return sizes and the norm, for ``print``."""
         return f"{self.in_features}, {self.out_features}, max_norm={self.max_norm:.4g}"
 
 
-class LipschitzConv2d(nn.Module):
+class LipschitzConv2d(BoundedLayer):
     """A zero-padded, stride-1 convolution of norm at most ``max_norm`` on images of ``size``.
 
     Args:
         in_channels, out_channels: channels.
-        kernel_size: odd.
+        kernel_size: odd, or a pair ``(k_h, k_w)`` of odd sizes; may exceed the image.
         size: image height and width, pixels; the bound depends on it.
         max_norm: largest norm, dimensionless.
 
     Raises:
         ConfigurationError: the kernel is even.
+
+    Example:
+        >>> layer = LipschitzConv2d(1, 1, (1, 3), size=(1, 2), max_norm=0.5)
+        >>> _ = layer.weight.data.fill_(7.0)  # on two pixels: [[7, 7], [7, 7]]
+        >>> f"{layer.norm_bound().item():.3f}", f"{layer.prepare().weight[0, 0, 0, 0].item():.4f}"
+        ('14.000', '0.2500')
     """
+
+    takes_norms = True
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int,
+        kernel_size: int | Sequence[int],
         size: tuple[int, int],
         max_norm: float,
     ) -> None:
         super().__init__()
-        if kernel_size % 2 == 0 or kernel_size < 1:
-            raise ConfigurationError(
-                f"kernel_size={kernel_size}; expected an odd size such as 1, 3 or 5, so that "
-                "zero padding keeps the image's size."
-            )
         self.in_channels = in_channels
         self.out_channels = out_channels
-        self.kernel_size = kernel_size
+        self.kernel_size = odd_pair(kernel_size)
         self.size = (size[0], size[1])
         self.max_norm = max_norm
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel_size, kernel_size))
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, *self.kernel_size))
         self.bias = nn.Parameter(torch.empty(out_channels))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw the weights as ``torch.nn.Conv2d`` does."""
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
-        _reset_bias(self.bias, self.in_channels * self.kernel_size**2)
+        _reset_bias(self.bias, self.in_channels * math.prod(self.kernel_size))
 
-    def norm_bound(self) -> Tensor:
-        """Return an upper bound of the raw kernel's norm, scalar, differentiable."""
-        return conv_bound(self.weight, self.size)
+    def norm_problem(self) -> NormProblem:
+        """Return the kernel and the size of the image."""
+        return NormProblem.convolution(self.weight, self.size)
 
-    def prepare(self, max_norm: float | None = None) -> PreparedConv2d:
-        """Normalise the kernel for one pass; a pure function of the kernel.
-
-        Args:
-            max_norm: the largest norm for this pass; None for the layer's own.
-        """
-        limit = self.max_norm if max_norm is None else max_norm
-        weight = _limit(self.weight, self.norm_bound(), limit)
-        return PreparedConv2d(weight, self.bias, self.size)
+    def prepare(self, max_norm: float | None = None, norm: Tensor | None = None) -> PreparedConv2d:
+        """Normalise the kernel for one pass; see ``BoundedLayer.prepare``."""
+        return PreparedConv2d(self._limited(max_norm, norm), self.bias, self.size)
 
     def extra_repr(self) -> str:
         """Return sizes and the norm, for ``print``."""
@@ -227,12 +261,51 @@ class LipschitzConv2d(nn.Module):
         )
 
 
+def layers_of(modules: nn.ModuleList) -> list[BoundedLayer]:
+    """Return a branch's layers by their type."""
+    return [layer for layer in modules if isinstance(layer, BoundedLayer)]
+
+
+def prepare_layers(
+    layers: Sequence[BoundedLayer], max_norms: Sequence[float], norms: Sequence[Tensor] | None
+) -> list[PreparedMap]:
+    """Prepare every layer, those that take norms with norms that were bounded together.
+
+    Args:
+        layers: any number of layers.
+        max_norms: the largest norm of each.
+        norms: a bound for every layer that takes one; None to bound them here.
+    """
+    takers = [layer for layer in layers if layer.takes_norms]
+    bounds = iter(norm_bounds(takers) if norms is None else norms)
+    return [
+        layer.prepare(max_norm, next(bounds)) if layer.takes_norms else layer.prepare(max_norm)
+        for layer, max_norm in zip(layers, max_norms, strict=True)
+    ]
+
+
+def write_back_(layers: Sequence[BoundedLayer], prepared: Sequence[PreparedMap]) -> None:
+    """Write normalised weights back, where they are the raw ones times a number."""
+    for layer, map_ in zip(layers, prepared, strict=True):
+        if layer.rescales:
+            layer.weight.data.copy_(map_.weight)
+
+
+def odd_pair(kernel_size: int | Sequence[int]) -> tuple[int, int]:
+    """Return ``(k_h, k_w)``.
+
+    Raises:
+        ConfigurationError: a size is even or below 1, or there are not two of them.
+    """
+    pair = (kernel_size,) * 2 if isinstance(kernel_size, int) else tuple(kernel_size)
+    if len(pair) != 2 or any(k % 2 == 0 or k < 1 for k in pair):
+        raise ConfigurationError(
+            f"kernel_size={kernel_size}; expected an odd size such as 1, 3 or 5, or a pair of "
+            "them, so that zero padding keeps the image's size."
+        )
+    return pair[0], pair[1]
+
+
 def _reset_bias(bias: Tensor, fan_in: int) -> None:
     bound = 1 / math.sqrt(max(fan_in, 1))
     nn.init.uniform_(bias, -bound, bound)
-
-
-def _limit(weight: Tensor, bound: Tensor, max_norm: float) -> Tensor:
-    """Shrink ``weight`` to ``max_norm`` where ``bound`` exceeds it."""
-    target = max_norm * (1 - MARGIN)
-    return weight * (target / bound.clamp_min(target))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from contraflow.lipschitz.aol import AOLConv2d, AOLLinear
-from contraflow.lipschitz.layers import LipschitzConv2d, LipschitzLinear
+from contraflow.lipschitz.layers import BoundedLayer, LipschitzConv2d, LipschitzLinear
 from contraflow.registry import register
-
-BoundedLayer = LipschitzLinear | LipschitzConv2d | AOLLinear | AOLConv2d
 
 
 @runtime_checkable
@@ -24,7 +23,7 @@ class Normalisation(Protocol):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int,
+        kernel_size: int | Sequence[int],
         size: tuple[int, int],
         max_norm: float,
     ) -> BoundedLayer:
@@ -52,7 +51,7 @@ class SpectralNorm:
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int,
+        kernel_size: int | Sequence[int],
         size: tuple[int, int],
         max_norm: float,
     ) -> LipschitzConv2d:
@@ -85,7 +84,7 @@ class AOL:
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int,
+        kernel_size: int | Sequence[int],
         size: tuple[int, int],
         max_norm: float,
     ) -> AOLConv2d:

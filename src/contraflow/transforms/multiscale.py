@@ -11,9 +11,16 @@ from torch import Tensor, nn
 
 from contraflow.errors import ConfigurationError, ShapeError
 from contraflow.kinds import Likelihood
+from contraflow.lipschitz import BoundedLayer
 from contraflow.registry import register
 from contraflow.solvers import Solution
-from contraflow.transform import BlockCertificate, Transform, apply_forward, apply_inverse
+from contraflow.transform import (
+    BlockCertificate,
+    Transform,
+    apply_forward,
+    apply_inverse,
+    norms_for,
+)
 
 
 @register
@@ -127,6 +134,7 @@ class FactorOut(Transform):
 
     event_dim = 3
     stochastic = True
+    takes_norms = True
 
     def __init__(
         self, inner: Transform, shape: Sequence[int], prior: Transform | None = None
@@ -149,11 +157,16 @@ class FactorOut(Transform):
         return 1
 
     def forward(
-        self, x: Tensor, context: Tensor | None = None, *, noise: object = None
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        noise: object = None,
+        norms: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return the flat z; ``noise`` is the inner transform's."""
+        """Return the flat z; ``noise`` and ``norms`` are the inner transform's."""
         kept, factored = x.chunk(2, -3)
-        inner, ladj = apply_forward(self.inner, kept, context, noise)
+        inner, ladj = apply_forward(self.inner, kept, context, noise, norms)
         if self.prior is not None:
             factored, prior_ladj = self.prior(factored, kept)
             ladj = ladj + prior_ladj
@@ -162,25 +175,50 @@ class FactorOut(Transform):
         return torch.cat(parts, -1), ladj
 
     def inverse(
-        self, z: Tensor, context: Tensor | None = None, *, noise: object = None
+        self,
+        z: Tensor,
+        context: Tensor | None = None,
+        *,
+        noise: object = None,
+        norms: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return the image from the flat z; ``noise`` is the inner transform's."""
+        """Return the image from the flat z; ``noise`` and ``norms`` are the inner transform's."""
         inner, factored = self._split(z)
-        kept, ladj = apply_inverse(self.inner, inner, context, noise)
+        kept, ladj = apply_inverse(self.inner, inner, context, noise, norms)
         if self.prior is not None:
             factored, prior_ladj = self.prior.inverse(factored, kept)
             ladj = ladj + prior_ladj
         return torch.cat([kept, factored], -3), ladj
 
-    def solve_inverse(self, z: Tensor, context: Tensor | None = None) -> Solution:
+    def bounded_layers(self) -> list[BoundedLayer]:
+        """Return the inner transform's."""
+        return self.inner.bounded_layers() if self.inner.takes_norms else []
+
+    def solve_inverse(
+        self,
+        z: Tensor,
+        context: Tensor | None = None,
+        *,
+        norms: Sequence[Tensor] | None = None,
+    ) -> Solution:
         """Invert the inner transform and tell how exact the answer is."""
         inner, factored = self._split(z)
-        solution = self.inner.solve_inverse(inner, context)
+        solution = self.inner.solve_inverse(inner, context, **norms_for(self.inner, norms))
         stretch: float | None = 1.0
         if self.prior is not None:
             factored = self.prior.inverse(factored, solution.value)[0]
             stretch = None  # the prior's moments move with the half that stays
         return solution.then(torch.cat([solution.value, factored], -3), stretch)
+
+    def invert(
+        self,
+        z: Tensor,
+        context: Tensor | None = None,
+        *,
+        norms: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """Map latent to data, checked, without ladj."""
+        return self.solve_inverse(z, context, norms=norms).check(type(self).__name__).value
 
     def _split(self, z: Tensor) -> tuple[Tensor, Tensor]:
         batch = z.shape[:-1]

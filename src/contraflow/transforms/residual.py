@@ -13,7 +13,7 @@ from torch import Tensor
 from contraflow.errors import NotContractiveError, ShapeError
 from contraflow.jacobian import Jacobian, linearize
 from contraflow.kinds import Likelihood
-from contraflow.lipschitz import Branch, PreparedBranch
+from contraflow.lipschitz import BoundedLayer, Branch, PreparedBranch
 from contraflow.logdet import Exact, LogDet, NestedRoulette, Roulette
 from contraflow.registry import register
 from contraflow.solvers import Auto, Solution, Solver, attach_root, default_atol, solve
@@ -63,6 +63,7 @@ class ResidualBlock(Transform):
     """
 
     stochastic = True
+    takes_norms = True
 
     def __init__(
         self,
@@ -94,19 +95,29 @@ class ResidualBlock(Transform):
         return self.log_det if self.training else self.eval_log_det
 
     def forward(
-        self, x: Tensor, context: Tensor | None = None, *, noise: Any = None
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        noise: Any = None,
+        norms: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return ``x + g(x)`` and ``ln det(I + J)``; g is evaluated once."""
         flat, batch, context = self._flatten(x, context)
         if noise is None:
             noise = self.draw(flat.shape, flat)
-        branch = self.branch.prepare(context)
+        branch = self._prepare(context, norms)
         value, jacobian = linearize(branch, flat, self.event_dim)
         ladj = self.active_log_det(jacobian, noise, lipschitz=self.branch.lipschitz)
         return (flat + value).reshape(x.shape), ladj.reshape(batch)
 
     def inverse(
-        self, z: Tensor, context: Tensor | None = None, *, noise: Any = None
+        self,
+        z: Tensor,
+        context: Tensor | None = None,
+        *,
+        noise: Any = None,
+        norms: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return the root of ``x + g(x) = z`` and ``-ln det(I + J)`` there.
 
@@ -116,7 +127,7 @@ class ResidualBlock(Transform):
         target, batch, context = self._flatten(z, context)
         if noise is None:
             noise = self.draw(target.shape, target)
-        branch = self.branch.prepare(context)
+        branch = self._prepare(context, norms)
         problem = _FixedPoint(branch, target, self.event_dim)
         flat = self._solve(problem).check(type(self).__name__).value
         flat = attach_root(problem, flat, lipschitz=self.branch.lipschitz)
@@ -125,11 +136,37 @@ class ResidualBlock(Transform):
         return flat.reshape(z.shape), -ladj.reshape(batch)
 
     @torch.no_grad()
-    def solve_inverse(self, z: Tensor, context: Tensor | None = None) -> Solution:
+    def solve_inverse(
+        self,
+        z: Tensor,
+        context: Tensor | None = None,
+        *,
+        norms: Sequence[Tensor] | None = None,
+    ) -> Solution:
         """Return the root with its residual and proved error bound per row, no gradient."""
         flat, batch, context = self._flatten(z, context)
-        problem = _FixedPoint(self.branch.prepare(context), flat, self.event_dim)
+        problem = _FixedPoint(self._prepare(context, norms), flat, self.event_dim)
         return self._solve(problem).reshape(batch)
+
+    def invert(
+        self,
+        z: Tensor,
+        context: Tensor | None = None,
+        *,
+        norms: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """Map latent to data, checked, without ladj."""
+        return self.solve_inverse(z, context, norms=norms).check(type(self).__name__).value
+
+    def bounded_layers(self) -> list[BoundedLayer]:
+        """Return the branch's layers whose norms a pass takes."""
+        return self.branch.bounded_layers() if self.branch.takes_norms else []
+
+    def _prepare(self, context: Tensor | None, norms: Sequence[Tensor] | None) -> PreparedBranch:
+        """Prepare the branch for one pass, with the norms that a chain bounded for it, if any."""
+        if norms is None or not self.branch.takes_norms:
+            return self.branch.prepare(context)
+        return self.branch.prepare(context, norms=norms)  # pyright: ignore[reportCallIssue]
 
     def _solve(self, problem: _FixedPoint) -> Solution:
         solution = solve(
