@@ -80,11 +80,11 @@ def linearize(branch: PreparedBranch, x: Tensor, event_dim: int = 1) -> tuple[Te
 def _linearize_chain(branch: PreparedChain, x: Tensor) -> tuple[Tensor, ChainJacobian]:
     slopes = []
     for map_, act, shift in zip(branch.maps, branch.activations, branch.shifts, strict=False):
-        x, slope = act.value_and_slope(map_.mv(x) + shift, branch.channel_dim)
+        x, slope = act.value_and_slope(map_.affine(x, shift), branch.channel_dim)
         slopes.append(slope)
     expansions = [act.expansion for act in branch.activations]
     jacobian = ChainJacobian(branch.maps, slopes, expansions, branch.channel_dim)
-    return branch.maps[-1].mv(x) + branch.shifts[-1], jacobian
+    return branch.maps[-1].affine(x, branch.shifts[-1]), jacobian
 
 
 class ChainJacobian:

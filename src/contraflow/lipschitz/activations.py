@@ -31,7 +31,7 @@ class Activation(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor, dim: int = -1) -> Tensor:
-        """Return the value, ``[*B, e*N, ...]`` along ``dim``."""
+        """Return the value, ``[*B, e*N, ...]`` along ``dim``; the slope costs nothing here."""
         return self.value_and_slope(x, dim)[0]
 
 
@@ -39,6 +39,10 @@ class ELU(Activation):
     """``x`` for x > 0, else ``exp(x) - 1``; slopes in (0, 1]."""
 
     slopes = (0.0, 1.0)
+
+    def forward(self, x: Tensor, dim: int = -1) -> Tensor:
+        """Return the value, the shape of ``x``."""
+        return nn.functional.elu(x)
 
     def value_and_slope(self, x: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
         """Return value and slope, the shape of ``x``."""
@@ -51,6 +55,10 @@ class Tanh(Activation):
 
     slopes = (0.0, 1.0)
 
+    def forward(self, x: Tensor, dim: int = -1) -> Tensor:
+        """Return the value, the shape of ``x``."""
+        return torch.tanh(x)
+
     def value_and_slope(self, x: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
         """Return value and slope, the shape of ``x``."""
         value = torch.tanh(x)
@@ -62,6 +70,10 @@ class Softplus(Activation):
 
     slopes = (0.0, 1.0)
 
+    def forward(self, x: Tensor, dim: int = -1) -> Tensor:
+        """Return the value, the shape of ``x``."""
+        return nn.functional.softplus(x, threshold=40)
+
     def value_and_slope(self, x: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
         """Return value and slope, the shape of ``x``."""
         # torch's threshold of 20 would leave value and slope 2e-9 apart in float64.
@@ -70,6 +82,10 @@ class Softplus(Activation):
 
 class Sine(Activation):
     """``sin(2 pi x) / (2 pi)``; slopes in [-1, 1] (Lu et al. 2021, arXiv:2102.13042)."""
+
+    def forward(self, x: Tensor, dim: int = -1) -> Tensor:
+        """Return the value, the shape of ``x``."""
+        return torch.sin(2 * math.pi * x) / (2 * math.pi)
 
     def value_and_slope(self, x: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
         """Return value and slope, the shape of ``x``."""
@@ -94,6 +110,11 @@ class LipSwish(Activation):
     def __init__(self) -> None:
         super().__init__()
         self.beta = nn.Parameter(torch.tensor(_RAW_ONE))
+
+    def forward(self, x: Tensor, dim: int = -1) -> Tensor:
+        """Return the value, the shape of ``x``."""
+        rate = nn.functional.softplus(self.beta.to(x.dtype))
+        return x * torch.sigmoid(rate * x) / _SWISH_SLOPE
 
     def value_and_slope(self, x: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
         """Return value and slope, the shape of ``x``."""

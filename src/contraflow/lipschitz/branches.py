@@ -101,8 +101,8 @@ class PreparedChain:
     def __call__(self, x: Tensor) -> Tensor:
         """Return g(x), ``[*B, *E]``."""
         for map_, act, shift in zip(self.maps, self.activations, self.shifts, strict=False):
-            x = act(map_.mv(x) + shift, self.channel_dim)
-        return self.maps[-1].mv(x) + self.shifts[-1]
+            x = act(map_.affine(x, shift), self.channel_dim)
+        return self.maps[-1].affine(x, self.shifts[-1])
 
     def rows(self, index: Tensor) -> PreparedChain:
         """Return the chain for the batch rows in ``index``."""

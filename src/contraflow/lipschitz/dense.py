@@ -76,12 +76,12 @@ class PreparedDense:
         """Return g(x) and the slopes of every activation, ``[*B, e*N, ...]``."""
         slopes = []
         for k, act in enumerate(self.activations):
-            inner = self.maps[k].mv(x) + self.shifts[k]
+            inner = self.maps[k].affine(x, self.shifts[k])
             value, slope = act.value_and_slope(inner, self.channel_dim)
             slopes.append(slope)
             # [*B, n, ...] and [*B, e*N, ...] -> [*B, n + e*N, ...]
             x = torch.cat([self.mixing[k, 0] * x, self.mixing[k, 1] * value], self.channel_dim)
-        return self.maps[-1].mv(x) + self.shifts[-1], slopes
+        return self.maps[-1].affine(x, self.shifts[-1]), slopes
 
     def rows(self, index: Tensor) -> PreparedDense:
         """Return the branch for the batch rows in ``index``."""

@@ -30,6 +30,10 @@ class PreparedMap(Protocol):
         """Apply the linear part."""
         ...
 
+    def affine(self, v: Tensor, shift: Tensor) -> Tensor:
+        """Apply the linear part and add what ``shift`` returned."""
+        ...
+
     def rmv(self, u: Tensor) -> Tensor:
         """Apply the transpose of the linear part."""
         ...
@@ -62,6 +66,12 @@ class PreparedLinear:
         """Map ``[*B, n]`` to ``[*B, m]``."""
         return v @ self.weight.mT
 
+    def affine(self, v: Tensor, shift: Tensor) -> Tensor:
+        """Map ``[*B, n]`` to ``[*B, m]`` and add a shift ``[m]`` or ``[*B, m]``."""
+        if shift.ndim == 1:
+            return nn.functional.linear(v, self.weight, shift)
+        return self.mv(v) + shift
+
     def rmv(self, u: Tensor) -> Tensor:
         """Map ``[*B, m]`` to ``[*B, n]``."""
         return u @ self.weight
@@ -93,6 +103,10 @@ class PreparedConv2d:
         flat = v.reshape(-1, *v.shape[-3:])
         out = nn.functional.conv2d(flat, self.weight, padding=self.padding)
         return out.reshape(*v.shape[:-3], *out.shape[1:])
+
+    def affine(self, v: Tensor, shift: Tensor) -> Tensor:
+        """Map ``[*B, c_in, H, W]`` to ``[*B, c_out, H, W]`` and add the shift."""
+        return self.mv(v) + shift
 
     def rmv(self, u: Tensor) -> Tensor:
         """Map ``[*B, c_out, H, W]`` to ``[*B, c_in, H, W]``."""
