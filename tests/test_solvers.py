@@ -675,3 +675,68 @@ def test_half_precision(name: str, dtype: torch.dtype):
     error = row_norm(reference.value - x)
     assert (error <= solution.error_bound.double()).all()
     assert (error <= torch.finfo(dtype).eps * row_norm(x)).all()
+
+
+# --- a hundred blocks -----------------------------------------------------------------------
+
+
+def blocks_at_their_bound(count: int, features: int) -> list[ResidualBlock]:
+    torch.manual_seed(0)
+    blocks = []
+    for _ in range(count):
+        branch = MLPBranch(features, (32, 32), lipschitz=0.99)
+        for layer in branch.layers:
+            assert isinstance(layer, LipschitzLinear)
+            layer.weight.data.mul_(10)
+        blocks.append(ResidualBlock(branch))
+    return blocks
+
+
+@pytest.mark.parametrize("sigma", [1.0, 10.0, 30.0])
+def test_a_hundred_blocks_lose_no_more_than_they_must(sigma: float):
+    """L = .99, float32: at most twice the error of the same z inverted in float64 with the same
+    weights; block by block the true error is below the bound, the median bound below 10 times it.
+
+    Mutants: no refinement in float64 (bounds 100 times the error); a bound without the rounding
+    of the value (errors above it); a tolerance of 1e-6 at every scale.
+    """
+    blocks = blocks_at_their_bound(100, 8)
+    x = sigma * normal(50, 8, dtype=torch.float32)
+    true, reported = [], []
+    with torch.no_grad():
+        z = x
+        for block in blocks:
+            z = block(z)[0]
+        ours, exact = z, z.double()
+        for block in reversed(blocks):
+            branch = block.branch.prepare().in_dtype(torch.float64)  # pyright: ignore
+
+            def root(z: Tensor, branch: Callable[[Tensor], Tensor] = branch) -> Tensor:
+                return solve(lambda y: z - branch(y), z, Anderson(), lipschitz=0.99).check("").value
+
+            exact = root(exact)
+            solution = block.solve_inverse(ours).check("")
+            true.append(row_norm(solution.value.double() - root(ours.double())))
+            reported.append(solution.error_bound.double())
+            ours = solution.value
+    error, irreducible = row_norm(ours.double() - x), row_norm(exact - x.double())
+    assert error.max() <= 2 * irreducible.max()
+    assert error.median() <= 2 * irreducible.median()
+    ratio = torch.stack(reported) / torch.stack(true)
+    assert (ratio >= 1).all()
+    assert ratio.median() <= 10
+
+
+def test_close_to_one_from_either_side():
+    """L = .9999 in 16 dimensions, both ends of the slopes, far out: converged, and right.
+
+    Mutants: a fixed limit of steps; a guard that refuses every accelerated step near L = 1.
+    """
+    slopes = torch.linspace(-0.9999, 0.9999, 16, dtype=torch.float64)
+    for scale in (1e-6, 1.0, 1e6):
+        z = scale * normal(5, 16)
+        solution = solve(lambda x, z=z: z - slopes * x, z, Anderson(), lipschitz=0.9999)
+        assert solution.converged.all()
+        assert (solution.steps < 500).all()  # Picard: 150,000
+        error = row_norm(solution.value - z / (1 + slopes))
+        assert (error <= solution.error_bound).all()
