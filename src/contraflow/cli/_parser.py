@@ -15,6 +15,10 @@ import jsonargparse
 
 from contraflow.cli._complaints import explain
 from contraflow.errors import ConfigurationError
+from contraflow.solvers import Solver
+
+# Solvers are frozen dataclasses, for which jsonargparse expects no subclasses unless told.
+jsonargparse.set_parsing_settings(subclasses_enabled=[Solver])
 
 WIDTH = 80  # columns; less on a narrower terminal, never more
 

@@ -182,7 +182,7 @@ def _preset_parser(preset: str, words: Sequence[str]) -> Parser:
         chosen = settings.get(group) or {}
         name = value_of(words, f"--{group}") or chosen.get("class_path", "")
         cls = _class(name, base, f"--{group}")
-        skip: set[str | int] = {"transform", "base", "event_shape", "log_det", "solver"}
+        skip: set[str | int] = {"transform", "base", "event_shape", "log_det"}
         names = skip & set(inspect.signature(cls).parameters)
         parser.add_class_arguments(cls, group, skip=names, instantiate=False)
         _entitle(parser, group, f"{group} {cls.__name__}", _summary(cls))

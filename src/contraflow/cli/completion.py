@@ -19,7 +19,7 @@ from contraflow.data import Source
 from contraflow.flow import Flow
 
 SHELLS = ("bash", "zsh", "tcsh")
-_SKIPPED = {"self", "transform", "base", "event_shape", "log_det", "solver"}
+_SKIPPED = {"self", "transform", "base", "event_shape", "log_det"}
 
 
 def run(words: Sequence[str]) -> int:
