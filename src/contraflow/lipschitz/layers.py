@@ -16,7 +16,12 @@ from torch import Tensor, nn
 
 from contraflow.errors import ConfigurationError
 from contraflow.lipschitz.convolutions import certified_conv_norm
-from contraflow.lipschitz.norms import MARGIN, certified_norm, rounding_of
+from contraflow.lipschitz.norms import (
+    certified_norm,
+    margin_of,
+    rounding_of,
+    working_precision,
+)
 from contraflow.lipschitz.stacked import NormProblem, TakesNorms, norm_bound, norm_bounds
 
 
@@ -55,6 +60,17 @@ class PreparedMap(Protocol):
         ...
 
 
+def _moved(dtype: torch.dtype) -> float:
+    """Return how far another batch of norms may move the norm of a prepared weight.
+
+    Norms of half-precision weights are taken in float32; what that moves is rounded to the next
+    number, an eps at most.
+    """
+    if dtype in (torch.float32, torch.float64):
+        return rounding_of(dtype)
+    return rounding_of(torch.float32) + 2 * torch.finfo(dtype).eps
+
+
 class PreparedLinear:
     """``v -> v W^T`` on the last dimension."""
 
@@ -82,7 +98,7 @@ class PreparedLinear:
 
     def certified_norm(self) -> float:
         """Return a proved bound of the norm, float64."""
-        return certified_norm(self.weight) * (1 + rounding_of(self.weight.dtype))
+        return certified_norm(self.weight) * (1 + _moved(self.weight.dtype))
 
     def in_dtype(self, dtype: torch.dtype) -> PreparedLinear:
         """Return the same numbers in another dtype."""
@@ -122,7 +138,7 @@ class PreparedConv2d:
     def certified_norm(self) -> float:
         """Return a proved bound of the norm on images of ``size``, float64."""
         norm = certified_conv_norm(self.weight, self.size)
-        return norm * (1 + rounding_of(self.weight.dtype))
+        return norm * (1 + _moved(self.weight.dtype))
 
     def in_dtype(self, dtype: torch.dtype) -> PreparedConv2d:
         """Return the same numbers in another dtype."""
@@ -161,10 +177,11 @@ class BoundedLayer(TakesNorms, nn.Module):
     def _limited(self, max_norm: float | None, norm: Tensor | None) -> Tensor:
         """Return the weight, shrunk to ``max_norm`` where its bound exceeds it."""
         bound = self.norm_bound() if norm is None else norm
-        # Rounding to half precision moves each entry by half an eps: the norm by about as much.
-        margin = max(MARGIN, 2 * torch.finfo(self.weight.dtype).eps)
-        target = (self.max_norm if max_norm is None else max_norm) * (1 - margin)
-        return self.weight * (target / bound.clamp_min(target)).to(self.weight.dtype)
+        limit = self.max_norm if max_norm is None else max_norm
+        target = limit * (1 - margin_of(self.weight.dtype))
+        # The factor of a large weight is below the normal numbers of float16.
+        limited = working_precision(self.weight) * (target / bound.clamp_min(target))
+        return limited.to(self.weight.dtype)
 
 
 class LipschitzLinear(BoundedLayer):

@@ -31,6 +31,14 @@ def rounding_of(dtype: torch.dtype) -> float:
     return 32 * torch.finfo(dtype).eps
 
 
+def margin_of(dtype: torch.dtype) -> float:
+    """Return by how much less than c to ask for, so that rounding to ``dtype`` cannot break c.
+
+    Rounding to half precision moves each entry by half an eps: the norm by about as much.
+    """
+    return max(MARGIN, 2 * torch.finfo(dtype).eps)
+
+
 def gram_bound(weight: Tensor, steps: int = GRAM_STEPS) -> Tensor:
     """Bound the spectral norm of matrices from above.
 
