@@ -202,6 +202,17 @@ def test_error_bound_refuses_what_it_cannot_mean() -> None:
             certificate.error_bound(scale=bad)
 
 
+def test_the_inverse_of_an_inverse_is_solved_and_says_so():
+    """Mutant: the inner forward taken for a formula, its error for 0."""
+    block = ResidualBlock(ScaleBranch(-0.5), solver=Picard(atol=1e-2))
+    twice = Inverse(Inverse(block))
+    z = torch.randn(4, 2, dtype=torch.float64)
+    solution = twice.solve_inverse(z)
+    assert torch.equal(solution.error_bound, block.solve_inverse(z).error_bound)
+    assert (solution.error_bound > 0).all()
+    assert cf.certify(twice) == cf.certify(block)
+
+
 def test_inverse_of_a_block_is_solved_forward() -> None:
     """``Inverse(block).inverse`` is x + g(x), a formula. Mutant: the tolerance kept, or the
     two Lipschitz bounds not exchanged."""

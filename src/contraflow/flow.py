@@ -196,14 +196,10 @@ class Flow(nn.Module):
             x = domain.replace_rows(x, inside)
         if noise is None and self.transform.stochastic and not torch.compiler.is_compiling():
             noise = self.transform.draw(x.shape, x, generator)
-        with self._own_precision():
+        with _own_precision(x):
             z, ladj = apply_forward(self.transform, x, context, noise)
             log_prob = self.base.log_prob(z) + ladj
         return log_prob if inside is None else torch.where(inside, log_prob, -math.inf)
-
-    def _own_precision(self) -> torch.autocast:
-        """Keep autocast out: log-determinants, norms and roots need the flow's own precision."""
-        return torch.autocast(self._like().device.type, enabled=False)
 
     def draw_noise(self, rows: int, generator: torch.Generator | None = None) -> Any:
         """Draw what ``log_prob`` of ``rows`` flat rows needs, eagerly."""
@@ -235,7 +231,7 @@ class Flow(nn.Module):
             ConvergenceError: a root missed its tolerance, or a draw overflowed.
         """
         batch, context = self._batch_of_draws(shape, context)
-        with torch.no_grad(), self._own_precision():
+        with torch.no_grad(), _own_precision(self._like()):
             z = self.base.sample(batch, self._like(), generator).reshape(-1, self.base.features)
             rows = None
             if context is not None:
@@ -287,7 +283,7 @@ class Flow(nn.Module):
         if context is not None:
             rows = context.expand(*batch, self.context).reshape(-1, self.context)
         noise = self.draw_noise(len(z), generator)
-        with self._own_precision():
+        with _own_precision(z):
             x, ladj = apply_inverse(self.transform, z, rows, noise)
             log_prob = self.base.log_prob(z) - ladj
         if is_eager(x):
@@ -296,7 +292,7 @@ class Flow(nn.Module):
 
     def solve_inverse(self, z: Tensor, context: Tensor | None = None) -> Solution:
         """Invert latent rows ``[B, D]`` and tell how exact the answer is."""
-        with self._own_precision():
+        with _own_precision(z):
             return self.transform.solve_inverse(z, context)
 
     def forward(self, context: Tensor | None = None) -> FlowDistribution:
@@ -417,6 +413,11 @@ class Flow(nn.Module):
             f"event_shape={tuple(self.event_shape)}, context={self.context}, "
             f"parameters={parameters:,}, kind in {mode}: {likelihood.kind}{bound}"
         )
+
+
+def _own_precision(like: Tensor) -> torch.autocast:
+    """Keep autocast out: log-determinants, norms and roots need the flow's own precision."""
+    return torch.autocast(like.device.type, enabled=False)
 
 
 class FlowDistribution(Distribution):

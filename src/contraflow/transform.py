@@ -491,6 +491,9 @@ class Inverse(Transform):
         norms: Sequence[Tensor] | None = None,
     ) -> Solution:
         """Apply the inner forward, which is no iteration of ours."""
+        if isinstance(self.transform, Inverse):  # twice exchanged is not at all
+            inner = self.transform.transform
+            return inner.solve_inverse(z, context, **norms_for(inner, norms))
         batch = z.shape[: z.ndim - self.latent_event_dim]
         return Solution.closed_form(self.inverse(z, context, norms=norms)[0], batch)
 
@@ -529,6 +532,8 @@ class Inverse(Transform):
 
     def certificates(self, name: str) -> list[BlockCertificate]:
         """Return the inner certificates with the two directions exchanged."""
+        if isinstance(self.transform, Inverse):
+            return self.transform.transform.certificates(name)
         return [
             replace(c, forward=c.inverse, inverse=c.forward, tolerance=_tolerance_back(c))
             for c in reversed(self.transform.certificates(name))
