@@ -202,7 +202,7 @@ class _Search:
         bound = (self.residual + floor) / (1 - self.lipschitz)
         bound = bound + row_norm(value.to(self.x.dtype) - self.x)
         bound = bound.masked_fill(self.contradicted, math.inf)
-        held = value.flatten(1).isfinite().all(1) if len(value) else self.converged
+        held = value.isfinite().reshape(len(value), math.prod(value.shape[1:])).all(1)
         if dtype != self.x.dtype:  # a bound may be rounded, but never down
             bound = bound.to(dtype) * (1 + torch.finfo(dtype).eps)
         return Solution(
