@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from contraflow.errors import ConfigurationError
 from contraflow.lipschitz.convolutions import certified_conv_norm
-from contraflow.lipschitz.norms import MARGIN, certified_norm, rounding_of
+from contraflow.lipschitz.norms import MARGIN, certified_norm, rounding_of, steps_for
 from contraflow.lipschitz.stacked import NormProblem, TakesNorms, norm_bound, norm_bounds
 
 
@@ -204,7 +204,7 @@ class LipschitzLinear(BoundedLayer):
 
     def norm_problem(self) -> NormProblem:
         """Return the matrix."""
-        return NormProblem.matrix(self.weight)
+        return NormProblem.matrix(self.weight, steps_for(self.max_norm))
 
     def prepare(self, max_norm: float | None = None, norm: Tensor | None = None) -> PreparedLinear:
         """Normalise the weight for one pass; see ``BoundedLayer.prepare``."""
@@ -261,7 +261,7 @@ class LipschitzConv2d(BoundedLayer):
 
     def norm_problem(self) -> NormProblem:
         """Return the kernel and the size of the image."""
-        return NormProblem.convolution(self.weight, self.size)
+        return NormProblem.convolution(self.weight, self.size, steps_for(self.max_norm))
 
     def prepare(self, max_norm: float | None = None, norm: Tensor | None = None) -> PreparedConv2d:
         """Normalise the kernel for one pass; see ``BoundedLayer.prepare``."""
