@@ -26,7 +26,7 @@ from torch import Tensor
 
 import contraflow as cf
 from contraflow.data import Digits
-from contraflow.lipschitz import MLPBranch
+from contraflow.lipschitz import MLPBranch, SpectralNorm
 from contraflow.transforms import ResidualBlock
 
 SIDE = 8  # pixels
@@ -34,6 +34,7 @@ BLUR = 1.0  # standard deviation of the Gaussian kernel, pixels
 NOISES = (0.1, 0.03, 0.01, 0.003, 0.001)  # delta: E|noise| / mean |A x|
 GAPS = (0.5, 0.3, 0.2, 0.1, 0.05, 0.03, 0.02, 0.01)  # 1 - L, from the smoothest inverse on
 SHOWN_GAPS = (0.5, 0.1, 0.01)  # fixed L, for comparison
+EXACT = SpectralNorm(steps=16)  # L is what was asked for, also for nearly equal singular values
 SPREAD = 0.02  # of the images that phi is trained on, around digits; chosen on validation
 
 
@@ -144,7 +145,7 @@ def approximate(block: ResidualBlock, problem: Problem, steps: int, seed: int) -
 def ladder(problem: Problem, gaps: Sequence[float], steps: int, seed: int) -> list[ResidualBlock]:
     """Return one network for each L: the next begins where the last one, of smaller L, ended."""
     torch.manual_seed(seed)
-    block = ResidualBlock(MLPBranch(SIDE**2, (128,), "elu", 1 - gaps[0]))
+    block = ResidualBlock(MLPBranch(SIDE**2, (128,), "elu", 1 - gaps[0], normalisation=EXACT))
     networks = []
     for rung, gap in enumerate(gaps):
         cf.set_lipschitz_(block, 1 - gap)

@@ -14,7 +14,8 @@ import yaml
 
 import contraflow as cf
 from contraflow.cli import main
-from contraflow.cli._config import preset_names
+from contraflow.cli._config import instantiate, preset_names, preset_path
+from contraflow.cli._train_options import read_options, train_parser
 
 TINY = [
     "--model.transforms", "1", "--model.hidden_features", "[8]",
@@ -224,6 +225,16 @@ def test_a_wrong_call_exits_2_with_one_message_and_no_traceback(
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+def test_a_solver_is_chosen_and_set_on_the_command_line() -> None:
+    """Mutant: a base class of solvers that the parser takes for a group of settings."""
+    parser = train_parser()
+    words = ["--model.solver", "Anderson", "--model.solver.memory", "3"]
+    options = read_options(parser, preset_path("checkerboard"), words)
+    flow = instantiate(parser, model=options.model)
+    blocks = [part for part in flow.modules() if isinstance(part, cf.transforms.ResidualBlock)]
+    assert {block.solver for block in blocks} == {cf.solvers.Anderson(memory=3)}
 
 
 def test_a_finished_run_is_not_overwritten(run: Path, capsys: pytest.CaptureFixture) -> None:

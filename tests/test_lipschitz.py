@@ -14,11 +14,13 @@ from torch import Tensor
 from contraflow.errors import ConfigurationError, NotContractiveError
 from contraflow.lipschitz import (
     ACTIVATIONS,
+    AOL,
     Branch,
     ConvBranch,
     LipschitzConv2d,
     LipschitzLinear,
     MLPBranch,
+    SpectralNorm,
     activation,
     certified_conv_norm,
     certified_norm,
@@ -224,6 +226,23 @@ def test_zero_weight_is_harmless(dtype: torch.dtype):
     layer.prepare().weight.sum().backward()
     assert layer.weight.grad is not None
     assert layer.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["spectral", "aol"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 3e4])
+def test_half_precision_keeps_the_norm_asked_for(kind: str, dtype: torch.dtype, scale: float):
+    """Mutants: a factor of 5e-8, which float16 rounds to 6e-8; sums of squares that vanish in
+    float16; a certificate that takes float32's norms for half precision's."""
+    normalisation = SpectralNorm() if kind == "spectral" else AOL()
+    layer = normalisation.linear(512, 512, 0.9)
+    layer.weight.data.uniform_(0.5 * scale, scale, generator=generator())
+    prepared = layer.to(dtype).prepare()
+    norm = torch.linalg.svdvals(prepared.weight.double())[0].item()
+    assert norm <= 0.9
+    assert norm <= prepared.certified_norm() <= norm * 1.02
+    if scale >= 1:
+        assert norm > 0.85
 
 
 def test_gram_bound_is_tight():

@@ -388,6 +388,24 @@ def test_a_stop_at_any_step_and_a_resume_change_nothing(
             assert torch.equal(value, resumed.state_dict()[name]), name
 
 
+def test_a_resume_of_the_very_same_flow_ends_with_the_bounds_it_was_built_with(tmp_path: Path):
+    """Mutant: the L at which training stopped, taken for the flow's own."""
+    flow = vectors([0.9, 0.99])
+    settings = Optimisation(batch_size=16, ema_decay=0, lipschitz_schedule=SCHEDULE)
+
+    def fit_(steps: int, *, resume: bool) -> None:
+        train(
+            flow, splits(), tmp_path, optimisation=settings, trainer={"max_steps": steps},
+            resume=resume, checkpoint_every=0.0,
+        )  # fmt: skip
+
+    with pytest.warns(UserWarning, match="stopped at step 4"):
+        fit_(4, resume=False)
+    assert cf.lipschitz_of(flow) == SCHEDULE.at(4, (0.9, 0.99))
+    fit_(9, resume=True)
+    assert cf.lipschitz_of(flow) == (0.9, 0.99)
+
+
 def test_a_training_that_fails_gives_the_bounds_back(tmp_path: Path):
     """Mutant: the L of an early step stays, and the next training takes it for the flow's own."""
 

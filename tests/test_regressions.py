@@ -199,7 +199,22 @@ def test_autocast_does_not_reach_into_the_flow() -> None:
     x = torch.randn(8, 6)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = flow.log_prob(x)
+        drawn = flow.sample(8, generator=torch.Generator().manual_seed(0))
+        certificate = cf.certify(flow)
     assert torch.equal(inside, flow.log_prob(x))
+    assert torch.equal(drawn, flow.sample(8, generator=torch.Generator().manual_seed(0)))
+    assert certificate == cf.certify(flow)
+
+
+def test_autocast_does_not_reach_into_a_bound() -> None:
+    """Mutant: products of Gram matrices in bfloat16, whose bound is below the norm."""
+    for seed in range(10):
+        torch.manual_seed(seed)
+        layer = cf.lipschitz.LipschitzLinear(128, 128, max_norm=0.9)
+        layer.weight.data.normal_()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            norm = torch.linalg.svdvals(layer.prepare().weight.double())[0]
+        assert norm <= 0.9
 
 
 def test_the_prepared_branch_is_the_same_in_float64() -> None:

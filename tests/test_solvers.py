@@ -757,3 +757,23 @@ def test_close_to_one_from_either_side():
         assert (solution.steps < 500).all()  # Picard: 150,000
         error = row_norm(solution.value - z / (1 + slopes))
         assert (error <= solution.error_bound).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_takes_no_large_residual_for_rounding(dtype: torch.dtype):
+    """``x -> y - x`` jumps to and fro. Mutant: 1,024 units in the last place, all of x."""
+    y = torch.full((3, 2), 3.0, dtype=dtype)
+    assert not solve(lambda x: y - x, 1.3 * y, Picard(), lipschitz=0.9).converged.any()
+
+
+def test_a_root_that_overflows_its_dtype_has_not_converged():
+    """Mutant: the largest number of float32 stands for that of float16."""
+    torch.manual_seed(0)
+    branch = MLPBranch(2, (16,), lipschitz=0.9)
+    branch.get_parameter("layers.1.bias").data[0] = -6e4
+    block = ResidualBlock(branch).half()
+    z = torch.tensor([[3e4, 0.0], [-3e4, 0.0]], dtype=torch.float16)
+    solution = block.solve_inverse(z)  # at x = 90,000 and 30,000
+    assert solution.converged.tolist() == [False, True]
+    with pytest.raises(ConvergenceError, match="rows 0"):
+        solution.check("half")

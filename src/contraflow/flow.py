@@ -196,11 +196,14 @@ class Flow(nn.Module):
             x = domain.replace_rows(x, inside)
         if noise is None and self.transform.stochastic and not torch.compiler.is_compiling():
             noise = self.transform.draw(x.shape, x, generator)
-        # Log-determinants and norms need the flow's own precision, whatever surrounds them.
-        with torch.autocast(x.device.type, enabled=False):
+        with self._own_precision():
             z, ladj = apply_forward(self.transform, x, context, noise)
             log_prob = self.base.log_prob(z) + ladj
         return log_prob if inside is None else torch.where(inside, log_prob, -math.inf)
+
+    def _own_precision(self) -> torch.autocast:
+        """Keep autocast out: log-determinants, norms and roots need the flow's own precision."""
+        return torch.autocast(self._like().device.type, enabled=False)
 
     def draw_noise(self, rows: int, generator: torch.Generator | None = None) -> Any:
         """Draw what ``log_prob`` of ``rows`` flat rows needs, eagerly."""
@@ -232,7 +235,7 @@ class Flow(nn.Module):
             ConvergenceError: a root missed its tolerance, or a draw overflowed.
         """
         batch, context = self._batch_of_draws(shape, context)
-        with torch.no_grad():
+        with torch.no_grad(), self._own_precision():
             z = self.base.sample(batch, self._like(), generator).reshape(-1, self.base.features)
             rows = None
             if context is not None:
@@ -284,15 +287,17 @@ class Flow(nn.Module):
         if context is not None:
             rows = context.expand(*batch, self.context).reshape(-1, self.context)
         noise = self.draw_noise(len(z), generator)
-        x, ladj = apply_inverse(self.transform, z, rows, noise)
-        log_prob = self.base.log_prob(z) - ladj
+        with self._own_precision():
+            x, ladj = apply_inverse(self.transform, z, rows, noise)
+            log_prob = self.base.log_prob(z) - ladj
         if is_eager(x):
             check_draws(x, log_prob)
         return x.reshape(*batch, *self.event_shape), log_prob.reshape(batch)
 
     def solve_inverse(self, z: Tensor, context: Tensor | None = None) -> Solution:
         """Invert latent rows ``[B, D]`` and tell how exact the answer is."""
-        return self.transform.solve_inverse(z, context)
+        with self._own_precision():
+            return self.transform.solve_inverse(z, context)
 
     def forward(self, context: Tensor | None = None) -> FlowDistribution:
         """Return the distribution for a context ``[*C, M]``: batch shape C, event shape E."""

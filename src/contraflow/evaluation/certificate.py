@@ -199,7 +199,10 @@ def certify(flow: Flow | Transform) -> Certificate:
     eps = max(torch.finfo(dtype).eps for dtype in dtypes)
     notes: list[str] = []
     rounds = split_dequantisation(transform)[0] is not None
-    blocks = _with_gains(transform.certificates(""), eps, rounds, notes)
+    device = next(flow.parameters(), torch.empty(0)).device.type
+    with torch.autocast(device, enabled=False):
+        proved = transform.certificates("")
+    blocks = _with_gains(proved, eps, rounds, notes)
     forward = _total("lipschitz_forward", [block.forward for block in blocks], notes)
     inverse = _total("lipschitz_inverse", [block.inverse for block in blocks], notes)
     return Certificate(

@@ -20,7 +20,7 @@ from contraflow.lipschitz.layers import (
     PreparedConv2d,
     PreparedLinear,
 )
-from contraflow.lipschitz.norms import MARGIN
+from contraflow.lipschitz.norms import margin_of, working_precision
 
 # Added to the sums: columns with entries below 1e-5 shrink to zero instead of being blown up to
 # the full norm, so that their gradients stay finite. It can only lower the norm.
@@ -78,9 +78,11 @@ def _row_sums(weight: Tensor, q: Tensor | None = None) -> Tensor:
 
 def _almost_orthogonal(weight: Tensor, max_norm: float) -> tuple[Tensor, Tensor]:
     """Return the weight with its inputs rescaled, and the factors ``[n]``."""
-    factors = torch.rsqrt(_row_sums(weight) + _FLOOR)
+    working = working_precision(weight)
+    factors = torch.rsqrt(_row_sums(working) + _FLOOR)
     shape = (-1,) + (1,) * (weight.ndim - 2)
-    return weight * (max_norm * (1 - MARGIN) * factors).reshape(shape), factors
+    scale = (max_norm * (1 - margin_of(weight.dtype)) * factors).reshape(shape)
+    return (working * scale).to(weight.dtype), factors
 
 
 class PreparedAOLConv2d(PreparedConv2d):

@@ -125,6 +125,8 @@ def _bounds_of(problems: Sequence[NormProblem]) -> Sequence[Tensor]:
 
 def norm_bound(problem: NormProblem) -> Tensor:
     """Bound the norm of one operator, or of a stack ``[*G, ...]`` of equal ones."""
-    if problem.size is None:
-        return gram_bound(problem.weight, problem.steps)
-    return conv_bound(problem.weight, problem.size, problem.steps)
+    # A product in bfloat16 is off by more than the bound exceeds the norm.
+    with torch.autocast(problem.weight.device.type, enabled=False):
+        if problem.size is None:
+            return gram_bound(problem.weight, problem.steps)
+        return conv_bound(problem.weight, problem.size, problem.steps)

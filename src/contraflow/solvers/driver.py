@@ -29,6 +29,8 @@ from contraflow.solvers.solver import Solver
 _FLOOR_ULPS = 1.0
 _STALL_ULPS = 1024.0
 _STALL_STEPS = 8
+# A residual above this share of |x| + |x0| is no rounding: 1024 units of half precision are all x.
+_STALL_SHARE = 2.0**-4
 # Where float64 goes on, a lower dtype is left at _HANDOVER_ULPS, or as soon as it stalls.
 _HANDOVER_ULPS = 2.0
 _HANDOVER_STEPS = 1
@@ -131,6 +133,7 @@ class _Search:
             return
         floor = _HANDOVER_ULPS if handover else _FLOOR_ULPS
         stall = _HANDOVER_STEPS if handover else _STALL_STEPS
+        rounding = min(_STALL_ULPS, _STALL_SHARE / torch.finfo(self.x.dtype).eps)
         linearize = self.solver.linearizes
         rows = Rows.begin(self.f, self.x, self.scale, self.memory, linearize=linearize)
         limit = None
@@ -146,7 +149,7 @@ class _Search:
             if self.solver.max_steps is None and step >= limit:  # Banach's steps are all taken
                 stuck = torch.ones_like(stuck)
             met = (rows.residual <= target) | (rows.residual <= floor * ulps)
-            met |= (rows.residual <= _STALL_ULPS * ulps) & stuck
+            met |= (rows.residual <= rounding * ulps) & stuck
             failed = rows.broken | rows.contradicted
             last = step >= limit
             leaving = (met | failed | last) & ~rows.finished
@@ -199,6 +202,7 @@ class _Search:
         bound = (self.residual + floor) / (1 - self.lipschitz)
         bound = bound + row_norm(value.to(self.x.dtype) - self.x)
         bound = bound.masked_fill(self.contradicted, math.inf)
+        held = value.flatten(1).isfinite().all(1) if len(value) else self.converged
         if dtype != self.x.dtype:  # a bound may be rounded, but never down
             bound = bound.to(dtype) * (1 + torch.finfo(dtype).eps)
         return Solution(
@@ -206,7 +210,7 @@ class _Search:
             bound,
             self.residual.to(dtype),
             self.steps,
-            self.converged,
+            self.converged & held,  # a root beyond the dtype's largest number is not
             self.products,
             self.contradicted,
         )

@@ -99,7 +99,8 @@ class LipschitzSchedule:
 class ScheduledLipschitz(Callback):
     """Set the L of the step before each training step and each validation.
 
-    A validation sees the L of the step that training goes on with.
+    A validation sees the L of the step that training goes on with. A checkpoint remembers
+    ``own``: a flow whose training stopped early has another L when that is resumed.
 
     Args:
         schedule: L as a function of the step.
@@ -115,6 +116,14 @@ class ScheduledLipschitz(Callback):
         bounds = self.schedule.at(step, self.own)
         if bounds != lipschitz_of(flow):
             set_lipschitz_(flow, bounds)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return {"own": list(self.own)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the bounds that the flow was built with."""
+        self.own = tuple(state_dict["own"])
 
     def finish_(self, flow: Flow, step: int) -> None:
         """Leave the flow with the L of the step at which training stopped; warn if it is early."""
