@@ -43,7 +43,7 @@ class Peer(nn.Module):
     """A prepared branch in normflows' layers, counting its evaluations."""
 
     def __init__(self, branch: PreparedChain) -> None:
-        from normflows.nets.lipschitz import InducedNormLinear, Swish
+        from normflows.nets.lipschitz import InducedNormLinear, Swish  # pyright: ignore[reportMissingImports]
 
         super().__init__()
         self.calls = 0
@@ -77,7 +77,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 @torch.no_grad()
 def compare(path: Path, rows: int, repetitions: int) -> None:
-    from normflows.flows.residual import iResBlock
+    from normflows.flows.residual import iResBlock  # pyright: ignore[reportMissingImports]
 
     flow = cf.load(path).eval().float()
     transform = flow.transform

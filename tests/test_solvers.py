@@ -201,6 +201,23 @@ def test_newton_needs_few_steps():
     assert picard.steps.max() > 2 * newton.steps.max()
 
 
+@pytest.mark.parametrize(
+    ("size", "lipschitz", "rows", "expected"),
+    [
+        (64, 0.5, 512, Picard),
+        (2, 0.98, 10_000, Newton),
+        (32, 0.98, 2, Newton),
+        (64, 0.98, 512, Anderson),
+        (784, 0.9, 1, Anderson),
+    ],
+)
+def test_auto_hands_its_limits_on(size: int, lipschitz: float, rows: int, expected: type[Solver]):
+    """Mutant: a choice that forgets the tolerance."""
+    chosen = Auto(atol=1e-3, max_steps=7).choose(size, lipschitz, rows)
+    assert type(chosen) is expected
+    assert (chosen.atol, chosen.max_steps) == (1e-3, 7)
+
+
 # --- rows ---------------------------------------------------------------------------------
 
 

@@ -20,6 +20,7 @@ from contraflow.lipschitz.norms import (
     certified_norm,
     margin_of,
     rounding_of,
+    steps_for,
     working_precision,
 )
 from contraflow.lipschitz.stacked import NormProblem, TakesNorms, norm_bound, norm_bounds
@@ -191,6 +192,7 @@ class LipschitzLinear(BoundedLayer):
         in_features: n.
         out_features: m.
         max_norm: largest norm, dimensionless; smaller weights are left as they are.
+        steps: of the Gram iteration; None for 6, and 12 or 16 near a norm of 1.
 
     Example:
         >>> layer = LipschitzLinear(3, 2, max_norm=0.5)
@@ -205,8 +207,11 @@ class LipschitzLinear(BoundedLayer):
 
     takes_norms = True
 
-    def __init__(self, in_features: int, out_features: int, max_norm: float) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, max_norm: float, steps: int | None = None
+    ) -> None:
         super().__init__()
+        self.steps = steps
         self.in_features = in_features
         self.out_features = out_features
         self.max_norm = max_norm
@@ -221,7 +226,7 @@ class LipschitzLinear(BoundedLayer):
 
     def norm_problem(self) -> NormProblem:
         """Return the matrix."""
-        return NormProblem.matrix(self.weight)
+        return NormProblem.matrix(self.weight, self.steps or steps_for(self.max_norm))
 
     def prepare(self, max_norm: float | None = None, norm: Tensor | None = None) -> PreparedLinear:
         """Normalise the weight for one pass; see ``BoundedLayer.prepare``."""
@@ -240,6 +245,7 @@ class LipschitzConv2d(BoundedLayer):
         kernel_size: odd, or a pair ``(k_h, k_w)`` of odd sizes; may exceed the image.
         size: image height and width, pixels; the bound depends on it.
         max_norm: largest norm, dimensionless.
+        steps: of the Gram iteration; None for 6, and 12 or 16 near a norm of 1.
 
     Raises:
         ConfigurationError: the kernel is even.
@@ -260,8 +266,10 @@ class LipschitzConv2d(BoundedLayer):
         kernel_size: int | Sequence[int],
         size: tuple[int, int],
         max_norm: float,
+        steps: int | None = None,
     ) -> None:
         super().__init__()
+        self.steps = steps
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = odd_pair(kernel_size)
@@ -278,7 +286,9 @@ class LipschitzConv2d(BoundedLayer):
 
     def norm_problem(self) -> NormProblem:
         """Return the kernel and the size of the image."""
-        return NormProblem.convolution(self.weight, self.size)
+        return NormProblem.convolution(
+            self.weight, self.size, self.steps or steps_for(self.max_norm)
+        )
 
     def prepare(self, max_norm: float | None = None, norm: Tensor | None = None) -> PreparedConv2d:
         """Normalise the kernel for one pass; see ``BoundedLayer.prepare``."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from contraflow.errors import ConfigurationError
 from contraflow.lipschitz.aol import AOLConv2d, AOLLinear
 from contraflow.lipschitz.layers import BoundedLayer, LipschitzConv2d, LipschitzLinear
 from contraflow.registry import register
@@ -36,16 +37,30 @@ class Normalisation(Protocol):
 class SpectralNorm:
     """Divide by an upper bound of the spectral norm where it is exceeded; smaller weights stay.
 
-    Tight (under 1 % for matrices), some matrix products at every pass.
+    Tight (under 1 % for matrices as a rule), some matrix products at every pass. Where many
+    singular values are nearly equal, six steps may leave 3 % unused, sixteen none.
+
+    Args:
+        steps: of the Gram iteration; None for 6, and 12 or 16 near a norm of 1.
+
+    Raises:
+        ConfigurationError: ``steps`` is below 1.
 
     Example:
         >>> SpectralNorm().linear(3, 2, 0.9)
         LipschitzLinear(3, 2, max_norm=0.9)
     """
 
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the number of steps."""
+        if self.steps is not None and self.steps < 1:
+            raise ConfigurationError(f"SpectralNorm: steps={self.steps}; expected 1 or more.")
+
     def linear(self, in_features: int, out_features: int, max_norm: float) -> LipschitzLinear:
         """Return an affine layer."""
-        return LipschitzLinear(in_features, out_features, max_norm)
+        return LipschitzLinear(in_features, out_features, max_norm, self.steps)
 
     def conv2d(
         self,
@@ -56,7 +71,7 @@ class SpectralNorm:
         max_norm: float,
     ) -> LipschitzConv2d:
         """Return a convolution whose bound depends on ``size``."""
-        return LipschitzConv2d(in_channels, out_channels, kernel_size, size, max_norm)
+        return LipschitzConv2d(in_channels, out_channels, kernel_size, size, max_norm, self.steps)
 
 
 @register

@@ -19,6 +19,7 @@ from torch import Tensor
 
 MARGIN = 1e-5  # ask for c * (1 - MARGIN), so that rounding of the prepared weight cannot break c
 GRAM_STEPS = 6
+_STAGES = ((0.0055, GRAM_STEPS), (0.0004, 12), (0.0, 16))  # least 1 - norm, and the steps for it
 
 
 def rounding_of(dtype: torch.dtype) -> float:
@@ -64,6 +65,20 @@ def gram_bound(weight: Tensor, steps: int = GRAM_STEPS) -> Tensor:
         left = unit((narrow @ right[..., None])[..., 0])  # [*G, m]
     estimate = (left * (narrow @ right[..., None])[..., 0]).sum(-1)
     return bound + (estimate - estimate.detach())
+
+
+def steps_for(max_norm: float) -> int:
+    """Return the Gram steps with which a bound is tight enough for a layer of this norm.
+
+    What a bound leaves unused falls by half a step; near a norm of 1 it must be small beside
+    ``1 - max_norm``, or L would not be what was asked for. Three stages: each is a compilation.
+
+    Example:
+        >>> steps_for(0.98 ** (1 / 3)), steps_for(0.99 ** (1 / 3)), steps_for(0.9999 ** (1 / 3))
+        (6, 12, 16)
+    """
+    gap = 1 - max_norm if max_norm < 1 else 1.0
+    return next(steps for least, steps in _STAGES if gap >= least)
 
 
 def working_precision(weight: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from contraflow.lipschitz.convolutions import conv_bound, reduced
-from contraflow.lipschitz.norms import gram_bound
+from contraflow.lipschitz.norms import GRAM_STEPS, gram_bound
 
 # Entries of the weights in one stack: beyond, an operation costs its arithmetic, and stacking
 # only costs memory.
@@ -28,21 +28,27 @@ class NormProblem(NamedTuple):
     Args:
         weight: a matrix ``[m, n]`` or a kernel ``[c_out, c_in, k_h, k_w]``.
         size: image height and width of a kernel; None for a matrix.
+        steps: of the Gram iteration.
     """
 
     weight: Tensor
     size: tuple[int, int] | None = None
+    steps: int = GRAM_STEPS
 
     @classmethod
-    def matrix(cls, weight: Tensor) -> NormProblem:
+    def matrix(cls, weight: Tensor, steps: int = GRAM_STEPS) -> NormProblem:
         """Return the problem of a matrix, the longer side first."""
-        return cls(weight if weight.shape[0] >= weight.shape[1] else weight.mT)
+        return cls(weight if weight.shape[0] >= weight.shape[1] else weight.mT, None, steps)
 
     @classmethod
-    def convolution(cls, kernel: Tensor, size: tuple[int, int]) -> NormProblem:
+    def convolution(
+        cls, kernel: Tensor, size: tuple[int, int], steps: int = GRAM_STEPS
+    ) -> NormProblem:
         """Return the problem of a zero-padded convolution, a matrix where one tap is left."""
         kernel, size = reduced(kernel, size)
-        return cls.matrix(kernel[..., 0, 0]) if kernel.shape[-2:] == (1, 1) else cls(kernel, size)
+        if kernel.shape[-2:] == (1, 1):
+            return cls.matrix(kernel[..., 0, 0], steps)
+        return cls(kernel, size, steps)
 
 
 class HasNorm(Protocol):
@@ -97,8 +103,8 @@ def norm_bounds(layers: Sequence[HasNorm]) -> list[Tensor]:
     """
     problems = [layer.norm_problem() for layer in layers]
     groups: dict[tuple[Any, ...], list[int]] = {}
-    for place, (weight, size) in enumerate(problems):
-        key = (*weight.shape, size, str(weight.dtype), str(weight.device))
+    for place, (weight, size, steps) in enumerate(problems):
+        key = (*weight.shape, size, steps, str(weight.dtype), str(weight.device))
         groups.setdefault(key, []).append(place)
     found: dict[int, Tensor] = {}
     for places in groups.values():
@@ -110,11 +116,11 @@ def norm_bounds(layers: Sequence[HasNorm]) -> list[Tensor]:
 
 
 def _bounds_of(problems: Sequence[NormProblem]) -> Sequence[Tensor]:
-    size = problems[0].size
+    _, size, steps = problems[0]
     if len(problems) == 1:
         return [norm_bound(problems[0])]
     weights = torch.stack([problem.weight for problem in problems])
-    return norm_bound(NormProblem(weights, size)).unbind()
+    return norm_bound(NormProblem(weights, size, steps)).unbind()
 
 
 def norm_bound(problem: NormProblem) -> Tensor:
@@ -122,5 +128,5 @@ def norm_bound(problem: NormProblem) -> Tensor:
     # A product in bfloat16 is off by more than the bound exceeds the norm.
     with torch.autocast(problem.weight.device.type, enabled=False):
         if problem.size is None:
-            return gram_bound(problem.weight)
-        return conv_bound(problem.weight, problem.size)
+            return gram_bound(problem.weight, problem.steps)
+        return conv_bound(problem.weight, problem.size, problem.steps)

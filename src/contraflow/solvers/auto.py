@@ -11,10 +11,11 @@ from contraflow.solvers.picard import Picard
 from contraflow.solvers.problem import Iterate, Proposal, RowMap
 from contraflow.solvers.solver import Solver
 
-# Measured by benchmarks/inverse.py: a dense Jacobian costs about D products, and systems of D
-# unknowns one after the other.
-_NEWTON_SIZE = 8
-_PICARD_BOUND = 0.2
+# Measured by benchmarks/solver_choice.py. A dense Jacobian costs about D products a row, and its
+# systems are solved one after the other: worth it for few unknowns, or for few rows.
+_NEWTON_SIZE = 4
+_NEWTON_NUMBERS = 2048  # entries of all rows' Jacobians
+_PICARD_BOUND = 0.5  # where 27 steps are enough for the last place of float32
 
 
 @register
@@ -22,7 +23,7 @@ _PICARD_BOUND = 0.2
 class Auto(Solver):
     """Choose by d, L and the number of rows, which every process sees alike.
 
-    Newton for a few unknowns, Picard for contractions so strong that nothing is faster,
+    Picard for contractions so strong that nothing is faster, Newton for small Jacobians,
     Anderson for the rest.
 
     Args:
@@ -37,7 +38,7 @@ class Auto(Solver):
         """Return the solver for R = ``rows`` systems of D = ``size`` unknowns."""
         if lipschitz <= _PICARD_BOUND:
             return Picard(self.atol, self.max_steps)
-        if size <= _NEWTON_SIZE:
+        if size <= _NEWTON_SIZE or rows * size**2 <= _NEWTON_NUMBERS:
             return Newton(self.atol, self.max_steps)
         return Anderson(self.atol, self.max_steps)
 
