@@ -777,3 +777,54 @@ def test_a_root_that_overflows_its_dtype_has_not_converged():
     assert solution.converged.tolist() == [False, True]
     with pytest.raises(ConvergenceError, match="rows 0"):
         solution.check("half")
+
+
+@pytest.mark.parametrize("scale", [1e2, 1e4, 1e6])
+@pytest.mark.parametrize("solver", [Picard(), Anderson(), Newton()])
+def test_inner_values_far_larger_than_x(solver: Solver, scale: float):
+    """Shifts of 1e6 leave rounding of 1e-10 in g: no contraction is suspected, no solve endless.
+
+    Mutants: rounding measured by |x| alone (a third of the rows "contradicted", or 30,000 steps);
+    a bound that forgets it.
+    """
+    torch.manual_seed(0)
+    branch = MLPBranch(2, (128,), "elu", lipschitz=0.99).double()
+    first, last = (layer for layer in branch.layers)
+    assert isinstance(first, LipschitzLinear)
+    assert isinstance(last, LipschitzLinear)
+    first.weight.data.mul_(10)
+    last.weight.data.mul_(10)
+    first.bias.data.normal_().mul_(scale)
+    with torch.no_grad():
+        last.bias.data.sub_(branch.prepare()(torch.zeros(1, 2, dtype=torch.float64))[0])
+        x = normal(64, 2)
+        block = ResidualBlock(branch, solver=solver)
+        solution = block.solve_inverse(block(x)[0]).check("")
+    assert (solution.steps < 3000).all()
+    assert (row_norm(solution.value - x) <= solution.error_bound + 1e-15 * scale).all()
+
+
+def test_a_plain_function_needs_no_derivative():
+    """Whatever its size. Mutant: Newton chosen for a map that offers no Jacobian."""
+    for size, rows in ((1, 3), (2, 500), (16, 2), (64, 9)):
+        z = normal(rows, size)
+        solution = solve(lambda x, z=z: z - 0.9 * x.sin(), z, Auto(), lipschitz=0.9)
+        assert solution.converged.all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("features", [1, 3, 6])
+def test_half_precision_there_and_back_with_gradients(features: int, dtype: torch.dtype):
+    """Both log-determinants and a gradient. Mutant: a raw error of torch's linear algebra."""
+    torch.manual_seed(0)
+    block = ResidualBlock(MLPBranch(features, (16,), lipschitz=0.9), Exact(), Exact()).to(dtype)
+    x = normal(8, features, dtype=dtype)
+    z, ladj = block(x)
+    z = z.detach().requires_grad_()
+    back, inverse_ladj = block.inverse(z)
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(back, x, atol=16 * eps, rtol=16 * eps)
+    torch.testing.assert_close(inverse_ladj, -ladj, atol=16 * eps, rtol=16 * eps)
+    (back.sum() + inverse_ladj.sum()).backward()
+    assert z.grad is not None
+    assert z.grad.isfinite().all()

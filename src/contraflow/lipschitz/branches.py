@@ -27,6 +27,7 @@ from contraflow.lipschitz.layers import (
     layers_of,
     odd_pair,
     prepare_layers,
+    shifts_size,
     write_back_,
 )
 from contraflow.lipschitz.normalisation import Normalisation, SpectralNorm
@@ -112,6 +113,14 @@ class PreparedChain:
         return PreparedChain(
             self.maps, self.activations, shifts, self.channel_dim, True, self.lipschitz
         )
+
+    def inner_size(self) -> Tensor:
+        """Return what shifts add to the size of inner values, ``[*B]`` or a scalar.
+
+        Maps and activations stretch by about 1 at most, so the l2 norms of the shifts, at every
+        pixel of an image, add up.
+        """
+        return shifts_size(self.maps, self.shifts, self.channel_dim)
 
     def in_dtype(self, dtype: torch.dtype) -> PreparedChain:
         """Return the very same numbers in another dtype: in float64, g without rounding."""

@@ -29,6 +29,7 @@ from contraflow.lipschitz.layers import (
     PreparedMap,
     layers_of,
     prepare_layers,
+    shifts_size,
     write_back_,
 )
 from contraflow.lipschitz.normalisation import Normalisation, SpectralNorm
@@ -89,6 +90,10 @@ class PreparedDense:
             return self
         shifts = [shift[index] for shift in self.shifts[:-1]] + [self.shifts[-1]]
         return self._with(self.maps, shifts, self.mixing)
+
+    def inner_size(self) -> Tensor:
+        """Return what shifts add to the size of inner values, ``[*B]`` or a scalar."""
+        return shifts_size(self.maps, self.shifts, self.channel_dim)
 
     def in_dtype(self, dtype: torch.dtype) -> PreparedDense:
         """Return the very same numbers in another dtype."""

@@ -325,6 +325,16 @@ def prepare_layers(
     ]
 
 
+def shifts_size(maps: Sequence[PreparedMap], shifts: Sequence[Tensor], channel_dim: int) -> Tensor:
+    """Return the sum of the norms of the shifts, each at every pixel: ``[*B]`` or a scalar."""
+    total = shifts[0].new_zeros(())
+    for map_, shift in zip(maps, shifts, strict=True):
+        size = getattr(map_, "size", (1, 1))
+        norm = shift.detach().flatten(channel_dim).norm(dim=-1)
+        total = total + norm * math.sqrt(size[0] * size[1])
+    return total
+
+
 def write_back_(layers: Sequence[BoundedLayer], prepared: Sequence[PreparedMap]) -> None:
     """Write normalised weights back, where they are the raw ones times a number."""
     for layer, map_ in zip(layers, prepared, strict=True):

@@ -27,6 +27,7 @@ from contraflow.lipschitz.branches import (
 )
 from contraflow.lipschitz.composition import certified_chain_norm
 from contraflow.lipschitz.layers import PreparedLinear, PreparedMap
+from contraflow.lipschitz.norms import working_precision
 from contraflow.registry import register
 
 # A A^T + B B^T = (1 - _GAP) I: what float32 may round away without passing the bound.
@@ -120,7 +121,8 @@ def cayley(weight: Tensor) -> Tensor:
     Reference:
         Wang & Manchester 2023, arXiv:2301.11526, section 4; Björck & Bowie 1971.
     """
-    size = weight.shape[1]
+    size, dtype = weight.shape[1], weight.dtype
+    weight = working_precision(weight)  # there is no solve in half precision
     square, rest = weight[:size], weight[size:]
     identity = torch.eye(size, dtype=weight.dtype, device=weight.device)
     z = square - square.mT + rest.mT @ rest
@@ -130,7 +132,7 @@ def cayley(weight: Tensor) -> Tensor:
     both = torch.linalg.solve_ex(identity + z, right, left=False).result
     for _ in range(2):
         both = 1.5 * both - 0.5 * both @ (both.mT @ both)
-    return both
+    return both.to(dtype)
 
 
 @register

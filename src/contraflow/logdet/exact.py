@@ -56,6 +56,8 @@ def log_det_identity_plus(matrix: Tensor) -> Tensor:
     digits when M is small.
     """
     size = matrix.shape[-1]
+    if matrix.dtype in (torch.float16, torch.bfloat16):  # for which there is no determinant
+        return log_det_identity_plus(matrix.float()).to(matrix.dtype)
     if size == 1:
         return torch.log1p(matrix[..., 0, 0])
     if size == 2:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from contraflow.jacobian import Jacobian
-from contraflow.solvers.problem import Proposal, RowMap
+from contraflow.solvers.problem import Proposal, RowMap, inner_size
 
 # Images farther apart than L allows by this many units in the last place are no rounding.
 _CONTRADICTION_ULPS = 256.0
@@ -31,6 +31,7 @@ class Rows:
         jacobian: J at ``x``, if wanted.
         residual: ``|f(x) - x|``, ``[R]``.
         size, scale: ``|x|`` and ``|x0|``, ``[R]``, which set what rounding can do.
+        inner: the size of the map's inner values, ``[R]``, which adds to it.
         best, stalled: the least residual so far, and steps since it fell.
         broken: f has returned a value that is not finite; ``x`` is the last good point.
         contradicted: two points were stretched by more than L.
@@ -49,6 +50,7 @@ class Rows:
     residual: Tensor
     size: Tensor
     scale: Tensor
+    inner: Tensor
     best: Tensor
     stalled: Tensor
     broken: Tensor
@@ -78,6 +80,7 @@ class Rows:
             residual,
             row_norm(x),
             scale,
+            inner_size(f, scale),
             best=residual,
             stalled=zeros,
             broken=~residual.isfinite(),
@@ -100,6 +103,7 @@ class Rows:
             self.residual[index],
             self.size[index],
             self.scale[index],
+            self.inner[index],
             self.best[index],
             self.stalled[index],
             self.broken[index],
@@ -114,6 +118,10 @@ class Rows:
     def ulps(self) -> Tensor:
         """Return a unit in the last place of ``|x| + |x0|``, ``[R]``."""
         return torch.finfo(self.x.dtype).eps * (self.size + self.scale)
+
+    def inner_ulps(self) -> Tensor:
+        """Return a unit in the last place of the largest values that f meets, ``[R]``."""
+        return torch.finfo(self.x.dtype).eps * (self.size + self.scale + self.inner)
 
     def advance(self, proposal: Proposal, lipschitz: float, *, suspicious: bool) -> None:
         """Go where the solver proposes if that beats Picard's guarantee, else to f(x).
@@ -135,10 +143,10 @@ class Rows:
             if len(refused):
                 x, fx, jacobian = self._picard(x, fx, jacobian, refused)
                 residual = row_norm(fx - x)
-        good, before = residual.isfinite(), self.ulps()
+        good, before = residual.isfinite(), self.inner_ulps()
         self.size = row_norm(x)
         if suspicious:
-            slack = _CONTRADICTION_ULPS * torch.maximum(before, self.ulps())
+            slack = _CONTRADICTION_ULPS * torch.maximum(before, self.inner_ulps())
             stretched = row_norm(fx - self.fx) > lipschitz * row_norm(x - self.x) + slack
             self.contradicted = self.contradicted | (stretched & good)
         self.broken = self.broken | ~good

@@ -34,11 +34,12 @@ class Auto(Solver):
         (Newton(atol=None, max_steps=None), Anderson(atol=None, max_steps=None, memory=5))
     """
 
-    def choose(self, size: int, lipschitz: float, rows: int) -> Solver:
+    def choose(self, size: int, lipschitz: float, rows: int, *, smooth: bool = True) -> Solver:
         """Return the solver for R = ``rows`` systems of D = ``size`` unknowns."""
         if lipschitz <= _PICARD_BOUND:
             return Picard(self.atol, self.max_steps)
-        if size <= _NEWTON_SIZE or rows * size**2 <= _NEWTON_NUMBERS:
+        small = size <= _NEWTON_SIZE or rows * size**2 <= _NEWTON_NUMBERS
+        if small and smooth:
             return Newton(self.atol, self.max_steps)
         return Anderson(self.atol, self.max_steps)
 

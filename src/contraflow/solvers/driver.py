@@ -20,7 +20,7 @@ from torch import Tensor
 
 from contraflow.errors import NotContractiveError
 from contraflow.solvers._rows import Rows, row_norm
-from contraflow.solvers.problem import Iterate, PlainMap, RowMap
+from contraflow.solvers.problem import Iterate, PlainMap, RowMap, inner_size
 from contraflow.solvers.solution import Solution
 from contraflow.solvers.solver import Solver
 
@@ -80,7 +80,7 @@ def solve(
             "nor a bound of its error is guaranteed."
         )
     size = math.prod(x0.shape[x0.ndim - event_dim :])
-    solver = solver.choose(size, lipschitz, len(x0))
+    solver = solver.choose(size, lipschitz, len(x0), smooth=isinstance(f, RowMap))
     problem = f if isinstance(f, RowMap) else PlainMap(f, x0)
     with torch.no_grad():
         return _solve(problem, x0, solver, lipschitz)
@@ -149,7 +149,7 @@ class _Search:
             if self.solver.max_steps is None and step >= limit:  # Banach's steps are all taken
                 stuck = torch.ones_like(stuck)
             met = (rows.residual <= target) | (rows.residual <= floor * ulps)
-            met |= (rows.residual <= rounding * ulps) & stuck
+            met |= (rows.residual <= rounding * rows.inner_ulps()) & stuck
             failed = rows.broken | rows.contradicted
             last = step >= limit
             leaving = (met | failed | last) & ~rows.finished
@@ -198,7 +198,8 @@ class _Search:
     def solution(self, dtype: torch.dtype) -> Solution:
         """Return the answer, rounded to ``dtype``; the bound knows of the rounding."""
         value = self.x.to(dtype)
-        floor = _FLOOR_ULPS * torch.finfo(self.x.dtype).eps * (row_norm(self.x) + self.scale)
+        sizes = row_norm(self.x) + self.scale + inner_size(self.f, self.scale)
+        floor = _FLOOR_ULPS * torch.finfo(self.x.dtype).eps * sizes
         bound = (self.residual + floor) / (1 - self.lipschitz)
         bound = bound + row_norm(value.to(self.x.dtype) - self.x)
         bound = bound.masked_fill(self.contradicted, math.inf)

@@ -95,13 +95,15 @@ class _LinearSolve(torch.autograd.Function):
         scale = right.abs().amax(tuple(range(1, right.ndim)), keepdim=True).clamp_min(tiny)
         unit = right / scale
         solver = Auto(atol=_ADJOINT_ULPS * eps)
-        solution = solve(
-            _LinearMap(jacobian, unit),
-            unit,
-            solver,
-            lipschitz=lipschitz,
-            event_dim=jacobian.event_dim,
-        )
+        # A backward pass may run where autocast is on: the solve needs the flow's own precision.
+        with torch.autocast(right.device.type, enabled=False):
+            solution = solve(
+                _LinearMap(jacobian, unit),
+                unit,
+                solver,
+                lipschitz=lipschitz,
+                event_dim=jacobian.event_dim,
+            )
         return solution.check("adjoint of the inverse").value * scale
 
     @staticmethod

@@ -37,7 +37,9 @@ class Newton(Solver):
         assert iterate.jacobian is not None
         matrix = iterate.jacobian.dense()  # [R, D, D]
         size = matrix.shape[-1]
-        identity = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
         gap = (iterate.fx - iterate.x).reshape(len(matrix), size, 1)
-        step = torch.linalg.solve_ex(identity + matrix, gap).result
+        if matrix.dtype in (torch.float16, torch.bfloat16):  # for which there is no solve
+            matrix, gap = matrix.float(), gap.float()
+        identity = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
+        step = torch.linalg.solve_ex(identity + matrix, gap).result.to(iterate.x.dtype)
         return Proposal(iterate.x + step.reshape(iterate.x.shape), products=size)

@@ -32,6 +32,16 @@ class RowMap(Protocol):
         """Return the very same map computed in ``dtype``; None where that cannot be had."""
         ...
 
+    # A map whose inner values may be larger than x also has ``inner_size() -> Tensor``, ``[R]``
+    # or a scalar: their norm beyond that of x, which sets what rounding does to f(x).
+
+
+def inner_size(f: RowMap, like: Tensor) -> Tensor:
+    """Return the size of a map's inner values, ``[R]``; zeros where it does not tell."""
+    known = getattr(f, "inner_size", None)
+    sizes = like.new_zeros(()) if known is None else known().to(like.dtype)
+    return sizes.expand(len(like))
+
 
 class PlainMap:
     """A plain function of the whole batch, seen on some of its rows.

@@ -46,8 +46,15 @@ class Solver:
         """Propose the next points ``[R, *E]``."""
         raise NotImplementedError(f"{type(self).__name__}.step")
 
-    def choose(self, size: int, lipschitz: float, rows: int) -> Solver:
-        """Return the solver to run for R = ``rows`` systems of ``size`` unknowns: this one."""
+    def choose(self, size: int, lipschitz: float, rows: int, *, smooth: bool = True) -> Solver:
+        """Return the solver to run for R = ``rows`` systems of ``size`` unknowns: this one.
+
+        Args:
+            size: D, unknowns of a row.
+            lipschitz: bound L of the map.
+            rows: R.
+            smooth: whether the map offers its Jacobian.
+        """
         return self
 
 

@@ -233,6 +233,9 @@ class ResidualBlock(Transform):
         if proved is None:
             estimate = getattr(prepared, "lipschitz_estimate", None)
             method = "not proved" if estimate is None else "an estimate, not proved"
+        elif proved > self.branch.lipschitz * (1 + 1e-9):
+            asked = self.branch.lipschitz
+            method += f"; above the {asked:g} asked for, on which bounds of errors and biases rest"
         inverse = None
         if proved is not None and 0 <= proved < 1:
             inverse = math.nextafter(1 / (1 - proved), math.inf)
@@ -291,6 +294,10 @@ class _FixedPoint:
     def linearize(self, x: Tensor) -> tuple[Tensor, Jacobian]:
         value, jacobian = linearize(self.branch, x, self.event_dim)
         return self.z - value, jacobian
+
+    def inner_size(self) -> Tensor:
+        known = getattr(self.branch, "inner_size", None)
+        return self.z.new_zeros(()) if known is None else known()
 
     def to(self, dtype: torch.dtype) -> _FixedPoint | None:
         in_dtype = getattr(self.branch, "in_dtype", None)
