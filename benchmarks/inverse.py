@@ -77,13 +77,13 @@ def seconds(run: Callable[[], object]) -> float:
 
 @torch.no_grad()
 def compare(path: Path, rows: int, repetitions: int) -> None:
-    from normflows.flows.residual import iResBlock  # pyright: ignore[reportMissingImports]
+    from normflows.flows.residual import Residual  # pyright: ignore[reportMissingImports]
 
     flow = cf.load(path).eval().float()
     transform = flow.transform
     assert isinstance(transform, cf.Sequential)
     z = torch.randn(rows, flow.base.features, generator=torch.Generator().manual_seed(1))
-    theirs = {"calls": 0, "seconds": 0.0, "error": 0.0}
+    theirs = {"calls": 0, "seconds": 0.0, "sample": 0.0, "error": 0.0}
     ours = {name: {"steps": 0.0, "products": 0.0, "seconds": 0.0, "error": 0.0} for name in SOLVERS}
     blocks = 0
     for part in reversed(transform.transforms):
@@ -99,19 +99,22 @@ def compare(path: Path, rows: int, repetitions: int) -> None:
             root = z.double() - exact(root)
         peer = Peer(prepared)
         assert (peer(z) - prepared(z)).abs().max() < 1e-5
-        block = iResBlock(peer).eval()
+        layer = Residual(peer, reverse=True).eval()
+        block = layer.iresblock
         peer.calls = 0
         theirs["error"] = max(theirs["error"], row_error(block.inverse(z), root))
         theirs["calls"] += peer.calls
         views = {
             name: ResidualBlock(part.branch, solver=solver) for name, solver in SOLVERS.items()
         }
-        times: dict[str, list[float]] = {name: [] for name in ("normflows", *views)}
+        times: dict[str, list[float]] = {name: [] for name in ("normflows", "sample", *views)}
         for _ in range(repetitions):
             times["normflows"].append(seconds(lambda: block.inverse(z)))  # noqa: B023
+            times["sample"].append(seconds(lambda: layer.forward(z)))  # noqa: B023
             for name, view in views.items():
                 times[name].append(seconds(lambda: view.invert(z)))  # noqa: B023
         theirs["seconds"] += statistics.median(times["normflows"])
+        theirs["sample"] += statistics.median(times["sample"])
         for name, view in views.items():
             solution = view.solve_inverse(z).check(name)
             entry = ours[name]
@@ -125,6 +128,10 @@ def compare(path: Path, rows: int, repetitions: int) -> None:
     print("|---|---|---|---|---|---|---|")
     calls, total = theirs["calls"] / blocks, theirs["seconds"] / blocks
     print(f"| normflows 1.7.3 | {calls:.1f} | | | {1e3 * total:.1f} | | {theirs['error']:.0e} |")
+    sampled = 1e3 * theirs["sample"] / blocks
+    print(
+        f"| the same as its sample() calls it, with a log-determinant | | | | {sampled:.1f} | | |"
+    )
     for name, entry in ours.items():
         steps, spent = entry["steps"] / blocks, entry["seconds"] / blocks
         print(
