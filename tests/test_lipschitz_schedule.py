@@ -460,7 +460,8 @@ def test_the_command_takes_bounds_and_a_schedule(
 
 
 def test_a_compiled_step_sees_every_new_bound():
-    """And compiles twice in all: once L has changed, it is an input of the graph.
+    """And compiles thrice in all: once L has changed, it is an input of the graph; near 1 the
+    bounds of norms take more steps.
 
     Mutants: the L of the first call folded into the graph; a compilation for each L.
     """
@@ -484,7 +485,7 @@ def test_a_compiled_step_sees_every_new_bound():
             enlarge_(each)
             cf.set_lipschitz_(each, schedule.at(step, (0.9,)))
         torch.testing.assert_close(loss_of(x), -eager.log_prob(x).mean(), atol=1e-5, rtol=1e-5)
-    assert len(graphs) <= 2
+    assert len(graphs) <= 3
 
 
 def test_bounds_of_blocks_are_what_recipes_use():
