@@ -321,13 +321,27 @@ def _fit_(branch: Branch, rng: torch.Generator, steps: int) -> None:
         optimizer.step()
 
 
-def largest_slope(branch: Branch, points: int = 8, seed: int = 0) -> float:
-    """Return the largest singular value of the Jacobian at random points, near and far."""
+def largest_slope(branch: Branch, points: int = 8, seed: int = 0) -> tuple[float, float]:
+    """Return the largest slope of a branch at random points, and its certified bound.
+
+    Args:
+        branch: any branch; one that wants a context is given a random one.
+        points: near and far, with a Jacobian each.
+        seed: of the points.
+
+    Returns:
+        The largest singular value of the Jacobians, in float64 of the very weights that were
+        prepared, and the bound that no slope may exceed.
+    """
     rng = torch.Generator().manual_seed(seed)
-    prepared = branch.prepare()
+    dtype = next(branch.parameters()).dtype
+    features = getattr(branch, "context", 0)
+    context = _normal((points, features), rng).to(dtype) if features else None
     scales = torch.logspace(-2, 2, points, dtype=torch.float64)
     x = _normal((points, *branch.event_shape), rng)
     x = x * scales.reshape(-1, *(1,) * len(branch.event_shape))
     with torch.no_grad():
-        matrices = linearize(prepared, x, len(branch.event_shape))[1].dense()
-    return torch.linalg.svdvals(matrices).max().item()
+        prepared = branch.prepare(context)
+        exact = getattr(prepared, "in_dtype", lambda _: prepared)(torch.float64)
+        matrices = linearize(exact, x, len(branch.event_shape))[1].dense()
+    return torch.linalg.svdvals(matrices).max().item(), prepared.certified_bound()
