@@ -45,6 +45,11 @@ def overlaps(kernel: Tensor) -> Tensor:
     """
     columns = kernel.transpose(0, 1)  # [c_in, c_out, k_h, k_w]
     padding = (kernel.shape[2] - 1, kernel.shape[3] - 1)
+    if (
+        kernel.is_cuda
+    ):  # where convolutions in float32 keep ten bits by default: too few for a bound
+        wide = columns.double()
+        return nn.functional.conv2d(wide, wide, padding=padding).to(kernel.dtype)
     return nn.functional.conv2d(columns, columns, padding=padding)
 
 
