@@ -14,7 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from contraflow.errors import ConfigurationError, ConvergenceError, NotContractiveError
+from contraflow.errors import (
+    ConfigurationError,
+    ConvergenceError,
+    NotContractiveError,
+    ShapeError,
+)
 from contraflow.evaluation import certify
 from contraflow.jacobian import Jacobian, linearize
 from contraflow.lipschitz import Branch, LipschitzLinear, MLPBranch
@@ -828,3 +833,21 @@ def test_half_precision_there_and_back_with_gradients(features: int, dtype: torc
     (back.sum() + inverse_ladj.sum()).backward()
     assert z.grad is not None
     assert z.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_warm_start_saves_evaluations(name: str):
+    """From the root of a z close by, to the same root. Mutant: a start that is not used."""
+    torch.manual_seed(0)
+    branch = MLPBranch(6, (32,), lipschitz=0.95).double()
+    for parameter in branch.parameters():
+        parameter.data.mul_(10)
+    block = ResidualBlock(branch, solver=SOLVERS[name](atol=1e-8))
+    z = 3 * normal(40, 6)
+    cold = block.solve_inverse(z).check("cold")
+    near = block.solve_inverse(z + 1e-4 * normal(40, 6, seed=1)).check("near")
+    warm = block.solve_inverse(z, start=near.value).check("warm")
+    assert (row_norm(warm.value - cold.value) <= warm.error_bound + cold.error_bound).all()
+    assert warm.steps.sum() < 0.8 * cold.steps.sum()
+    with pytest.raises(ShapeError, match="start"):
+        block.solve_inverse(z, start=z[:3])

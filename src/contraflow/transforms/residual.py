@@ -142,11 +142,30 @@ class ResidualBlock(Transform):
         context: Tensor | None = None,
         *,
         norms: Sequence[Tensor] | None = None,
+        start: Tensor | None = None,
     ) -> Solution:
-        """Return the root with its residual and proved error bound per row, no gradient."""
+        """Return the root with its residual and proved error bound per row, no gradient.
+
+        Args:
+            z: ``[*B, *E]``.
+            context: ``[*B, M]``.
+            norms: bounds of the raw norms, where a chain has found them.
+            start: ``[*B, *E]``, where to search from, such as the root of a z close by; None
+                for z. It changes the evaluations, not the root.
+
+        Raises:
+            ShapeError: z or ``start`` does not fit.
+        """
         flat, batch, context = self._flatten(z, context)
+        if start is not None and start.shape != z.shape:
+            raise ShapeError(
+                f"{type(self).__name__}: got a start of shape {tuple(start.shape)}; expected that "
+                f"of z, {tuple(z.shape)}."
+            )
         problem = _FixedPoint(self._prepare(context, norms), flat, self.event_dim)
-        return self._solve(problem).reshape(batch)
+        return self._solve(problem, None if start is None else start.reshape(flat.shape)).reshape(
+            batch
+        )
 
     def invert(
         self,
@@ -168,10 +187,10 @@ class ResidualBlock(Transform):
             return self.branch.prepare(context)
         return self.branch.prepare(context, norms=norms)  # pyright: ignore[reportCallIssue]
 
-    def _solve(self, problem: _FixedPoint) -> Solution:
+    def _solve(self, problem: _FixedPoint, start: Tensor | None = None) -> Solution:
         solution = solve(
             problem,
-            problem.z.detach(),
+            (problem.z if start is None else start).detach(),
             self.solver,
             lipschitz=self.branch.lipschitz,
             event_dim=self.event_dim,
