@@ -139,7 +139,8 @@ class Rows:
             self.steps = self.steps + 1
         residual = row_norm(fx - x)
         if x is not self.fx:
-            refused = (~(residual <= lipschitz * self.residual)).nonzero().reshape(-1)
+            worse = ~(residual <= lipschitz * self.residual)
+            refused = (worse & ~self.finished).nonzero().reshape(-1)  # the finished only idle
             if len(refused):
                 x, fx, jacobian = self._picard(x, fx, jacobian, refused)
                 residual = row_norm(fx - x)
